@@ -1,0 +1,48 @@
+//! Generated wire types, and nothing written by hand but this page.
+//!
+//! * [`cluster`]: between a node and the scheduler (gRPC).
+//! * [`peer`]: between two nodes (length-prefixed messages on one stream).
+//! * [`containerd`]: between containerd and a snapshotter (gRPC; the names and numbers are containerd's).
+
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the .proto files carry the comments"
+)]
+mod generated {
+    // The nesting mirrors the packages: generated code names its neighbours by path.
+    pub mod containerd {
+        pub mod services {
+            pub mod snapshots {
+                pub mod v1 {
+                    tonic::include_proto!("containerd.services.snapshots.v1");
+                }
+            }
+        }
+        pub mod types {
+            tonic::include_proto!("containerd.types");
+        }
+    }
+    pub mod pantala {
+        pub mod cluster {
+            pub mod v1 {
+                tonic::include_proto!("pantala.cluster.v1");
+            }
+        }
+        pub mod peer {
+            pub mod v1 {
+                tonic::include_proto!("pantala.peer.v1");
+            }
+        }
+    }
+}
+
+pub use generated::pantala::cluster::v1 as cluster;
+pub use generated::pantala::peer::v1 as peer;
+
+/// containerd's own words.
+pub mod containerd {
+    pub use super::generated::containerd::services::snapshots::v1 as snapshots;
+    pub use super::generated::containerd::types;
+}

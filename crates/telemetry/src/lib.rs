@@ -1,0 +1,12 @@
+//! How the processes of the house speak to their operators.
+//!
+//! Logs go to standard error, one record per line. Two forms:
+//!
+//! * [`LogFormat::Json`]: the keys that users of stargz-snapshotter already search for (`time`, `level`,
+//!   `msg`, and the fields of the record at top level), because scripts and alerts hang on them.
+//! * [`LogFormat::Text`]: for a person at a terminal.
+
+mod json;
+mod logs;
+
+pub use logs::{LogFormat, LogsError, check_level, init_logs};

@@ -1,0 +1,425 @@
+//! Takes requests from the kernel and answers them.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use content::Urgency;
+use estargz::Kind;
+use rustix::io::Errno;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::MountOptions;
+use super::abi::{self, Attr, MAJOR, MINOR, OLDEST_MINOR, Payload, Validity, init, out_header};
+use super::request::{Malformed, Operation, Request};
+use super::state::{self, State};
+use crate::layer::Layer;
+use crate::tree::{OpaqueXattr, Tree};
+
+/// Room for one request. The kernel wants 8 KiB at least, and sends nothing longer: no write is allowed.
+const REQUEST: usize = 16 * 1024;
+/// Reads that the kernel may have under way on its own account (readahead).
+const MAX_BACKGROUND: u16 = 64;
+/// Reply buffers that are kept for reuse by all mounts together.
+const SPARE_BUFFERS: usize = 4;
+
+/// What is asked of the kernel, if it offers it.
+const WANTED: u32 = init::ASYNC_READ
+    | init::EXPORT_SUPPORT
+    | init::AUTO_INVAL_DATA
+    | init::DO_READDIRPLUS
+    | init::READDIRPLUS_AUTO
+    | init::NO_OPEN_SUPPORT
+    | init::PARALLEL_DIROPS
+    | init::MAX_PAGES
+    | init::CACHE_SYMLINKS
+    | init::NO_OPENDIR_SUPPORT;
+
+/// One mount.
+pub(super) struct Session {
+    device: OwnedFd,
+    layer: Arc<Layer>,
+    opaque: OpaqueXattr,
+    has_xattrs: bool,
+    state: State,
+    runtime: Handle,
+    tasks: TaskTracker,
+    places: Arc<Semaphore>,
+    /// Reads that wait for absent bytes, by the name of their request.
+    waiting: Mutex<HashMap<u64, CancellationToken>>,
+    /// `Some(true)` when the kernel and we agreed on a protocol, `Some(false)` when that is impossible.
+    started: watch::Sender<Option<bool>>,
+}
+
+/// A request that must be answered. If it is dropped unanswered, the answer is an I/O error: whatever
+/// happens to a task, no process hangs.
+struct Reply {
+    session: Arc<Session>,
+    unique: u64,
+    answered: bool,
+}
+
+impl Reply {
+    fn send(mut self, errno: i32, payload: &[u8]) {
+        self.answered = true;
+        self.session.write(self.unique, errno, payload);
+    }
+
+    fn data(self, payload: &[u8]) {
+        self.send(0, payload);
+    }
+
+    fn error(self, errno: Errno) {
+        self.send(errno.raw_os_error(), &[]);
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.session.write(self.unique, Errno::IO.raw_os_error(), &[]);
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn new(device: OwnedFd, layer: Arc<Layer>, options: &MountOptions) -> Arc<Self> {
+        let has_xattrs = Tree::new(layer.toc(), options.opaque_xattr).has_xattrs();
+        Arc::new(Self {
+            device,
+            opaque: options.opaque_xattr,
+            has_xattrs,
+            state: State::new(options.layer_digest.unwrap_or(layer.layer_digest())),
+            runtime: Handle::current(),
+            tasks: TaskTracker::new(),
+            places: Arc::new(Semaphore::new(options.waiting_reads.max(1))),
+            waiting: Mutex::default(),
+            started: watch::Sender::new(None),
+            layer,
+        })
+    }
+
+    pub(super) fn layer(&self) -> &Arc<Layer> {
+        &self.layer
+    }
+
+    /// Waits for the kernel's first request, and says whether it could be agreed with.
+    pub(super) async fn started(&self) -> bool {
+        let mut started = self.started.subscribe();
+        started.wait_for(Option::is_some).await.is_ok_and(|started| *started == Some(true))
+    }
+
+    /// Waits for the last task. No more are started: the threads have ended.
+    pub(super) async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Takes requests until the file system is gone.
+    pub(super) fn serve(self: &Arc<Self>) {
+        let _context = self.runtime.enter();
+        let mut buffer = vec![0; REQUEST];
+        loop {
+            let len = match rustix::io::read(&self.device, buffer.as_mut_slice()) {
+                Ok(len) => len,
+                // A request that was withdrawn while it was being read, or a signal.
+                Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => continue,
+                Err(Errno::NODEV) => break,
+                Err(error) => {
+                    tracing::warn!(layer = %self.layer.layer_digest(), %error, "reading requests of a mount failed");
+                    break;
+                }
+            };
+            self.handle(buffer.get(..len).unwrap_or_default());
+        }
+        // Nobody will read what is still being fetched.
+        for token in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            token.cancel();
+        }
+    }
+
+    /// Answers one request, or starts what will.
+    fn handle(self: &Arc<Self>, bytes: &[u8]) {
+        let request = match Request::parse(bytes) {
+            Ok(request) => request,
+            Err(Malformed { unique }) => {
+                if let Some(unique) = unique {
+                    self.reply(unique).error(Errno::IO);
+                }
+                return;
+            }
+        };
+        let reply = || self.reply(request.unique);
+        let node = request.node;
+        match request.operation {
+            Operation::Init { major, minor, max_readahead, flags } => {
+                self.init(reply(), major, minor, max_readahead, flags);
+            }
+            Operation::Lookup { name } => self.lookup(reply(), node, name),
+            // Nodes are numbers of a table that lives as long as the mount.
+            Operation::Forget | Operation::Destroy => {}
+            Operation::GetAttr => self.getattr(reply(), node),
+            Operation::ReadLink => match self.tree().plain(node).and_then(|inode| inode.link_target()) {
+                Some(target) => reply().data(target),
+                None => reply().error(Errno::INVAL),
+            },
+            Operation::Read { offset, size } => self.read(reply(), node, offset, size),
+            Operation::ReadDir { offset, size, plus } => match self.listing(node, offset, size, plus) {
+                Some(listing) => reply().data(&listing),
+                None => reply().error(Errno::NOTDIR),
+            },
+            // "Not implemented" is remembered by the kernel: it does not ask again for this mount.
+            Operation::GetXattr { .. } if !self.has_xattrs => reply().error(Errno::NOSYS),
+            Operation::GetXattr { name, size } => {
+                match self.tree().xattrs(node).find(|(have, _)| *have == name) {
+                    Some((_, value)) => sized(reply(), value, size),
+                    None => reply().error(Errno::NODATA),
+                }
+            }
+            Operation::ListXattr { size } => {
+                let names = self.tree().xattrs(node).flat_map(|(name, _)| name.iter().copied().chain([0]));
+                sized(reply(), &names.collect::<Vec<u8>>(), size);
+            }
+            Operation::StatFs => {
+                let toc = self.layer.toc();
+                let mut payload = Payload::default();
+                payload.statfs(toc.file_bytes(), u64::from(toc.inode_count()));
+                reply().data(&payload.finish());
+            }
+            Operation::Interrupt { unique } => self.interrupt(request.unique, unique),
+            Operation::Modify => reply().error(Errno::ROFS),
+            Operation::Release => reply().data(&[]),
+            Operation::Unsupported => reply().error(Errno::NOSYS),
+        }
+    }
+
+    fn reply(self: &Arc<Self>, unique: u64) -> Reply {
+        Reply { session: Arc::clone(self), unique, answered: false }
+    }
+
+    fn tree(&self) -> Tree<'_> {
+        Tree::new(self.layer.toc(), self.opaque)
+    }
+
+    fn init(&self, reply: Reply, major: u32, minor: u32, max_readahead: u32, flags: u32) {
+        if major > MAJOR {
+            // The kernel will come again with our version.
+            let mut payload = Payload::default();
+            payload.init_out(MINOR, 0, 0, 0);
+            return reply.data(&payload.finish());
+        }
+        if major < MAJOR || minor < OLDEST_MINOR {
+            tracing::error!(
+                major,
+                minor,
+                "the kernel's FUSE protocol is too old: Linux 5.4 or newer is needed"
+            );
+            self.started.send_replace(Some(false));
+            return reply.error(Errno::PROTO);
+        }
+        let mut payload = Payload::default();
+        payload.init_out(minor.min(MINOR), max_readahead, flags & WANTED, MAX_BACKGROUND);
+        reply.data(&payload.finish());
+        self.started.send_replace(Some(true));
+    }
+
+    /// Attributes of a node, and how long they hold.
+    fn attr(&self, node: u64) -> Option<(Attr, Validity)> {
+        match node {
+            state::DIRECTORY => Some((State::directory_attr(), Validity::FOREVER)),
+            state::FILE => Some((self.state.file_attr(&self.layer.status()), Validity::NOT)),
+            _ => Some((self.tree().attr(node)?, Validity::FOREVER)),
+        }
+    }
+
+    fn find(&self, parent: u64, name: &[u8]) -> Option<u64> {
+        match parent {
+            // Of any node, not of directories only: this is how a file handle is opened again.
+            _ if name == b"." => self.attr(parent).map(|_| parent),
+            state::DIRECTORY if name == self.state.name() => Some(state::FILE),
+            state::DIRECTORY if name == b".." => Some(abi::ROOT),
+            _ => self.tree().lookup(parent, name).or_else(|| {
+                (parent == abi::ROOT && name == state::DIRECTORY_NAME).then_some(state::DIRECTORY)
+            }),
+        }
+    }
+
+    fn lookup(&self, reply: Reply, parent: u64, name: &[u8]) {
+        let mut payload = Payload::with_capacity(128);
+        match self.find(parent, name).and_then(|node| self.attr(node)) {
+            Some((attr, validity)) => payload.entry(&attr, validity, validity),
+            None => payload.no_entry(),
+        };
+        reply.data(&payload.finish());
+    }
+
+    fn getattr(&self, reply: Reply, node: u64) {
+        let Some((attr, validity)) = self.attr(node) else {
+            return reply.error(Errno::NOENT);
+        };
+        let mut payload = Payload::with_capacity(104);
+        payload.attr_out(&attr, validity);
+        reply.data(&payload.finish());
+    }
+
+    /// As many entries of a directory as fit into `size` bytes.
+    fn listing(&self, node: u64, offset: u64, size: u32, plus: bool) -> Option<Vec<u8>> {
+        let room = size as usize;
+        let mut payload = Payload::with_capacity(room.min(64 * 1024));
+        let mut add = |node: u64, next: u64, name: &[u8], known: bool| {
+            if payload.len() + abi::dirent_len(name, plus) > room {
+                return false;
+            }
+            let Some((attr, validity)) = self.attr(node) else { return true };
+            if plus && known {
+                payload.entry(&attr, validity, validity);
+            } else if plus {
+                payload.bytes(&[0; 128]);
+            }
+            payload.dirent(node, next, attr.mode, name);
+            true
+        };
+        // Places 1 and 2 are those after `.` and `..`; what follows is numbered by the tree from there.
+        let parent = if node == state::DIRECTORY { abi::ROOT } else { self.tree().parent(node) };
+        let dots = [(node, 1, &b"."[..]), (parent, 2, b"..")];
+        let mut fits = true;
+        if node == state::DIRECTORY {
+            let own = (state::FILE, 3, self.state.name());
+            for (node, next, name) in dots.into_iter().chain([own]) {
+                fits = fits && (next <= offset || add(node, next, name, next > 2));
+            }
+            return Some(payload.finish());
+        }
+        let entries = self.tree().entries(node, offset.saturating_sub(2))?;
+        for (node, next, name) in dots {
+            fits = fits && (next <= offset || add(node, next, name, false));
+        }
+        if fits {
+            for entry in entries {
+                if !add(entry.node, entry.next + 2, entry.name, true) {
+                    break;
+                }
+            }
+        }
+        Some(payload.finish())
+    }
+
+    fn read(self: &Arc<Self>, reply: Reply, node: u64, offset: u64, size: u32) {
+        if node == state::FILE {
+            return reply.data(&self.state.read(offset, size));
+        }
+        let Some(file) = self.tree().plain(node).filter(|inode| inode.kind() == Kind::Regular) else {
+            return reply.error(Errno::INVAL);
+        };
+        let Some(place) = self.layer.core().place(&file, offset, size) else {
+            return reply.data(&[]);
+        };
+        self.layer.core().touch(&place, Urgency::Blocking);
+        let mut buffer = Buffer::take(place.len());
+        if self.layer.core().read_present(&place, &mut buffer.0) {
+            return reply.data(&buffer.0);
+        }
+        drop(buffer);
+        let Some(leave) = self.leave() else { return };
+        let interrupted = CancellationToken::new();
+        let unique = reply.unique;
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(unique, interrupted.clone());
+        let session = Arc::clone(self);
+        self.tasks.spawn_on(
+            async move {
+                let outcome = tokio::select! {
+                    outcome = session.layer.core().read_place(place, Urgency::Blocking) => Some(outcome),
+                    () = interrupted.cancelled() => None,
+                };
+                session.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&unique);
+                match outcome {
+                    Some(Ok(bytes)) => reply.data(&bytes),
+                    // The layer has said why.
+                    Some(Err(_)) => reply.error(Errno::IO),
+                    None => reply.error(Errno::INTR),
+                }
+                drop(leave);
+            },
+            &self.runtime,
+        );
+    }
+
+    /// A place among the waiting reads. When all are taken this thread waits for one: the kernel's queue
+    /// holds the rest.
+    fn leave(&self) -> Option<OwnedSemaphorePermit> {
+        let places = Arc::clone(&self.places);
+        Arc::clone(&places)
+            .try_acquire_owned()
+            .ok()
+            .or_else(|| self.runtime.block_on(places.acquire_owned()).ok())
+    }
+
+    fn interrupt(self: &Arc<Self>, interrupt: u64, unique: u64) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&unique).cloned();
+        match waiting {
+            // The reply to the read is the answer.
+            Some(read) => read.cancel(),
+            // It overtook its request on another thread, or that is answered already: in the first case the
+            // kernel sends it again, in the second it does not listen.
+            None => self.reply(interrupt).error(Errno::AGAIN),
+        }
+    }
+
+    fn write(&self, unique: u64, errno: i32, payload: &[u8]) {
+        let header = out_header(unique, errno, payload.len());
+        match rustix::io::writev(&self.device, &[IoSlice::new(&header), IoSlice::new(payload)]) {
+            // NOENT: the request was withdrawn. NODEV: the file system is gone.
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
+            Err(error) => {
+                tracing::debug!(layer = %self.layer.layer_digest(), %error, "answering a request of a mount failed");
+                // A reply that the kernel refuses must not leave the process waiting.
+                if errno == 0 {
+                    let header = out_header(unique, Errno::IO.raw_os_error(), 0);
+                    let _ = rustix::io::write(&self.device, &header);
+                }
+            }
+        }
+    }
+}
+
+/// Answers an extended attribute, or its length, or that there is not enough room.
+fn sized(reply: Reply, value: &[u8], size: u32) {
+    if size == 0 {
+        let mut payload = Payload::default();
+        payload.u32(u32::try_from(value.len()).unwrap_or(u32::MAX)).u32(0);
+        reply.data(&payload.finish());
+    } else if value.len() > size as usize {
+        reply.error(Errno::RANGE);
+    } else {
+        reply.data(value);
+    }
+}
+
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// A buffer for a reply. Large ones are used again: fresh memory costs a page fault per page.
+struct Buffer(Vec<u8>);
+
+impl Buffer {
+    fn take(len: usize) -> Self {
+        let mut buffer = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        buffer.resize(len, 0);
+        Self(buffer)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_BUFFERS {
+            spare.push(std::mem::take(&mut self.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! The tasks of a layer store: fetching in the background, and making chunks durable.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::Layers;
+use crate::engine::{Engine, Wanted};
+use crate::layer::{Core, Step};
+
+/// How often a full disk is tried again.
+const AFTER_FULL_DISK: Duration = Duration::from_mins(1);
+
+/// Starts the tasks. They end when the engine stops.
+pub(super) fn start(engine: &Arc<Engine>, layers: &Weak<Layers>) {
+    for _ in 0..engine.options.background_fetches {
+        let engine = Arc::clone(engine);
+        engine.tasks.clone().spawn(async move {
+            tokio::select! {
+                () = engine.stop.cancelled() => {}
+                () = fetch_in_background(&engine) => {}
+            }
+        });
+    }
+    let engine = Arc::clone(engine);
+    let layers = layers.clone();
+    engine.tasks.clone().spawn(async move {
+        tokio::select! {
+            () = engine.stop.cancelled() => {}
+            () = make_durable(&engine, &layers) => {}
+        }
+    });
+}
+
+/// Takes layers in turn, a step each, so that all of them get on. A layer that nobody uses any more is left
+/// where it is.
+async fn fetch_in_background(engine: &Arc<Engine>) {
+    loop {
+        let queued = engine.queued.notified();
+        let Some((layer, unused)) = engine.dequeue() else {
+            queued.await;
+            continue;
+        };
+        let step = async {
+            engine.quiet().await;
+            layer.background_step(&unused).await
+        };
+        let step = tokio::select! {
+            () = unused.cancelled() => {
+                tracing::debug!(layer = %layer.layer_digest(), "background fetch ended: nobody uses the layer");
+                continue;
+            }
+            step = step => step,
+        };
+        let again = Wanted { layer: Arc::downgrade(&layer), unused };
+        match step {
+            Step::Complete => {
+                tracing::debug!(layer = %layer.layer_digest(), "layer is complete");
+            }
+            Step::Fetched => engine.enqueue(again),
+            Step::Failed => {
+                let rest = if engine.is_disk_full() { AFTER_FULL_DISK } else { layer.rest() };
+                drop(layer);
+                let later = Arc::clone(engine);
+                engine.tasks.spawn(async move {
+                    tokio::select! {
+                        () = later.stop.cancelled() => {}
+                        () = again.unused.cancelled() => {}
+                        () = tokio::time::sleep(rest) => later.enqueue(again),
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Flushes in batches: one `fdatasync` per layer and interval, however many chunks arrived.
+async fn make_durable(engine: &Arc<Engine>, layers: &Weak<Layers>) {
+    loop {
+        engine.wrote.notified().await;
+        tokio::time::sleep(engine.options.flush_after).await;
+        let Some(layers) = layers.upgrade() else { return };
+        let open = layers.cores();
+        drop(layers);
+        let _ = tokio::task::spawn_blocking(move || flush(&open)).await;
+    }
+}
+
+/// Makes what was fetched durable.
+pub(super) fn flush(layers: &[Arc<Core>]) {
+    for layer in layers {
+        layer.flush();
+    }
+}

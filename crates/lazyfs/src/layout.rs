@@ -1,0 +1,57 @@
+//! Where each chunk lies in the data file.
+//!
+//! Files stand one after another in the order of the TOC, which is that of the blob, each at a multiple of
+//! 4 KiB, so that a page of a file is a page of the data file.
+
+use std::ops::Range;
+
+use content::ByteRange;
+use estargz::{Chunk, Toc};
+
+const ALIGNMENT: u64 = 4096;
+
+/// Places of all chunks.
+pub(crate) struct Layout {
+    /// Where chunk `n` begins; ascending.
+    starts: Vec<u64>,
+    len: u64,
+}
+
+impl Layout {
+    pub(crate) fn new(toc: &Toc) -> Self {
+        let mut starts = Vec::with_capacity(toc.chunks().len());
+        let mut end = 0u64;
+        for chunk in toc.chunks() {
+            if chunk.file_offset == 0 {
+                end = end.next_multiple_of(ALIGNMENT);
+            }
+            starts.push(end);
+            end = end.saturating_add(u64::from(chunk.len));
+        }
+        Self { starts, len: end.next_multiple_of(ALIGNMENT) }
+    }
+
+    /// Length of the data file.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Where a chunk begins.
+    pub(crate) fn start(&self, chunk: u32) -> Option<u64> {
+        self.starts.get(chunk as usize).copied()
+    }
+
+    /// The chunks that begin in `range` of the data file.
+    pub(crate) fn chunks_in(&self, range: ByteRange) -> Range<u32> {
+        let number =
+            |at: u64| u32::try_from(self.starts.partition_point(|start| *start < at)).unwrap_or(u32::MAX);
+        number(range.start)..number(range.end)
+    }
+}
+
+/// The part of `chunk` that lies in `range` of its file, as a range of the chunk's bytes.
+pub(crate) fn part_of(chunk: &Chunk, range: ByteRange) -> ByteRange {
+    let whole = ByteRange::at(chunk.file_offset, u64::from(chunk.len));
+    let part = whole.intersect(&range);
+    ByteRange::new(part.start.saturating_sub(whole.start), part.end.saturating_sub(whole.start))
+}

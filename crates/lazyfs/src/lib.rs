@@ -1,0 +1,42 @@
+//! Lazily filled layers, and the file systems that show them.
+//!
+//! A container sees all files of a layer at once. Their bytes arrive when they are touched: a read that
+//! needs a chunk which is not here waits for one fetch of that chunk, however many readers wait with it.
+//! Every chunk is inflated and checked against the table of contents before anybody sees a byte of it, and
+//! kept on disk so that it is fetched once. Behind the reads everything else arrives.
+//!
+//! * [`Layers`] is the store: one folder per table of contents.
+//! * [`Layer`] is one layer, shared by all that mount it.
+//! * [`mount`] shows it through FUSE, with an own thin implementation of the kernel's protocol.
+//!
+//! The crate knows neither registry nor cluster: bytes come from a [`content::BlobSource`].
+//!
+//! **Invariants.** A hole is never readable as data. A chunk whose digest is wrong never reaches the disk.
+//! A reader gets the right bytes or an error, and gets one of them in bounded time.
+
+mod ahead;
+mod bitmap;
+mod engine;
+mod error;
+mod fill;
+mod fuse;
+mod layer;
+mod layers;
+mod layout;
+mod source;
+mod tree;
+
+/// What the fuzz targets (`fuzz/`) reach of this crate. A decoder of bytes from elsewhere is no part of the
+/// interface, and a target is a crate of its own.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::fuse::request::{Malformed, Operation, Request};
+}
+
+pub use engine::LayersOptions;
+pub use error::LayerError;
+pub use fuse::{Mount, MountError, MountOptions, mount, unmount_stale};
+pub use layer::{Layer, LayerStatus};
+pub use layers::{LayerSpec, Layers, Prefetch, TAIL};
+pub use source::OpenSource;
+pub use tree::OpaqueXattr;

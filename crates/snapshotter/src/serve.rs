@@ -1,0 +1,265 @@
+//! From a root directory to a listening socket, and back to nothing.
+//!
+//! Start: directories and database first (the database is also the lock on the root), then everything that
+//! was mounted comes back, then the socket: containerd is never answered by half a snapshotter. End: no new
+//! calls, those under way may finish, mounts and socket go, what was fetched stays.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use content::{ContentOpener, Digest};
+use proto::containerd::snapshots::snapshots_server::SnapshotsServer;
+use serde::Serialize;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::dirs::{DirError, Dirs};
+use crate::host::{HostError, check_host, check_overlay};
+use crate::labels::LayerSource;
+use crate::layer::{LayerBackend, LayerError};
+use crate::lazy::LazyBackend;
+use crate::meta::{Meta, MetaError};
+use crate::overlay::Overlay;
+use crate::service::SnapshotService;
+use crate::snapshots::{Limits, SnapshotError, Snapshots};
+use crate::socket::{Socket, SocketError};
+
+/// How long calls that are under way may take when the process ends.
+const LAST_CALLS: Duration = Duration::from_secs(3);
+
+/// What to serve, and where.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// The socket that containerd's configuration names.
+    pub address: PathBuf,
+    /// Where everything is kept.
+    pub root: PathBuf,
+    /// What stargz-snapshotter's `config.toml` says.
+    pub config: Config,
+}
+
+/// Why the snapshotter does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The machine, or the rights of this process.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The root directory.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// The database of snapshots.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// The store of lazy layers.
+    #[error("the store of lazy layers: {0}")]
+    Layers(#[from] LayerError),
+    /// What was mounted cannot be brought back.
+    #[error("bringing back what was mounted: {0}")]
+    Restore(#[from] SnapshotError),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The server itself.
+    #[error("serving containerd: {0}")]
+    Server(String),
+}
+
+/// A lazy layer, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MountedLayer {
+    /// The snapshot's name.
+    pub name: String,
+    /// Where its files are.
+    pub mountpoint: PathBuf,
+    /// The image that it was pulled for, as the client wrote it.
+    pub image: String,
+    /// The digest that the image's manifest gives its blob.
+    pub layer: Digest,
+    /// The digest of its table of contents.
+    pub toc: Digest,
+    /// Whether it is mounted now.
+    pub mounted: bool,
+    /// How the kernel asks for its bytes: `fuse`; empty if it is not mounted.
+    pub driver: &'static str,
+    /// Bytes of all files, uncompressed.
+    pub size: u64,
+    /// Of those, how many are on this machine.
+    pub fetched: u64,
+    /// Of those, how many somebody read.
+    pub touched: u64,
+}
+
+/// Asks a running snapshotter. Cheap to clone; one that outlives the snapshotter answers that there is
+/// nothing.
+#[derive(Clone)]
+pub struct Handle(Weak<Snapshots>);
+
+impl Handle {
+    /// Where the bytes of the snapshot `name` come from: `None` for what containerd itself unpacked.
+    ///
+    /// # Errors
+    /// That there is no such snapshot.
+    pub fn source_of(&self, name: &str) -> Result<Option<LayerSource>, SnapshotError> {
+        self.0.upgrade().ok_or(SnapshotError::ShuttingDown)?.source_of(name)
+    }
+
+    /// All lazy layers.
+    pub fn layers(&self) -> Vec<MountedLayer> {
+        let Some(snapshots) = self.0.upgrade() else { return Vec::new() };
+        let views = snapshots.layers().into_iter().map(|view| {
+            let (progress, driver) = view.mounted.unwrap_or_default();
+            MountedLayer {
+                mountpoint: snapshots.dirs().fs(view.id),
+                name: view.name,
+                image: view.source.reference,
+                layer: view.source.layer,
+                toc: view.source.toc,
+                mounted: view.mounted.is_some(),
+                driver,
+                size: progress.size,
+                fetched: progress.fetched,
+                touched: progress.touched,
+            }
+        });
+        views.collect()
+    }
+}
+
+/// A snapshotter that listens.
+pub struct Running {
+    snapshots: Arc<Snapshots>,
+    server: JoinHandle<Result<(), String>>,
+    socket: Socket,
+}
+
+impl Running {
+    /// Asks it.
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::downgrade(&self.snapshots))
+    }
+
+    /// Waits until it was told to stop, and has left nothing behind.
+    ///
+    /// # Errors
+    /// [`ServeError::Server`] if it stopped by itself.
+    pub async fn stopped(self) -> Result<(), ServeError> {
+        let ended = self.server.await;
+        self.snapshots.shut_down().await;
+        drop(self.socket);
+        match ended {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(ServeError::Server(error)),
+            Err(error) => Err(ServeError::Server(error.to_string())),
+        }
+    }
+}
+
+/// Starts the snapshotter; it listens when this returns. It ends when `stop` is cancelled, and whoever
+/// started it waits for [`Running::stopped`].
+///
+/// # Errors
+/// What keeps it from serving.
+pub async fn start(
+    options: ServeOptions,
+    opener: Arc<dyn ContentOpener>,
+    client: registry::Client,
+    stop: CancellationToken,
+) -> Result<Running, ServeError> {
+    for warning in &options.config.warnings {
+        tracing::warn!(
+            line = warning.line, key = %warning.key, reason = warning.reason,
+            "this key of the configuration does nothing"
+        );
+    }
+    let root = options.root.clone();
+    let checked = tokio::task::spawn_blocking(move || {
+        check_host()?;
+        let _dirs = Dirs::create(&root)?;
+        let scratch = root.join("snapshotter").join("probe");
+        check_overlay(&root, Overlay::probe(&scratch).try_mount(&scratch))?;
+        Ok::<_, ServeError>(())
+    });
+    checked.await.map_err(|error| ServeError::Server(error.to_string()))??;
+    let layers = options.root.join("layers");
+    let config = options.config.clone();
+    let backend = move |overlay: &Overlay| -> Result<Arc<dyn LayerBackend>, LayerError> {
+        let backend = LazyBackend::open(&layers, &config, overlay.uses_user_xattr(), opener, &client)?;
+        Ok(Arc::new(backend))
+    };
+    let limits = Limits { prepare_wait: options.config.prepare_wait };
+    start_with(&options.address, &options.root, limits, backend, stop).await
+}
+
+/// Starts the snapshotter, and waits for its end.
+///
+/// # Errors
+/// As [`start`] and [`Running::stopped`].
+pub async fn serve(
+    options: ServeOptions,
+    opener: Arc<dyn ContentOpener>,
+    client: registry::Client,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    start(options, opener, client, stop).await?.stopped().await
+}
+
+/// As [`start`], with lazy layers from elsewhere.
+///
+/// # Errors
+/// What keeps it from serving.
+pub async fn start_with(
+    address: &Path,
+    root: &Path,
+    limits: Limits,
+    backend: impl FnOnce(&Overlay) -> Result<Arc<dyn LayerBackend>, LayerError>,
+    stop: CancellationToken,
+) -> Result<Running, ServeError> {
+    let root = root.to_owned();
+    let opened = tokio::task::spawn_blocking(move || {
+        let dirs = Dirs::create(&root)?;
+        let highest = dirs.ids()?.into_iter().max().unwrap_or(0);
+        let meta = Arc::new(Meta::open(&dirs.metadata(), highest)?);
+        let scratch = root.join("snapshotter").join("probe");
+        let overlay = Overlay::probe(&scratch);
+        Ok::<_, ServeError>((dirs, meta, overlay))
+    });
+    let (dirs, meta, overlay) = opened.await.map_err(|error| ServeError::Server(error.to_string()))??;
+    let backend = backend(&overlay)?;
+    let snapshots = Arc::new(Snapshots::new(meta, dirs, overlay, backend, limits, stop.child_token()));
+    let listening = async {
+        snapshots.restore().await?;
+        Ok::<_, ServeError>(Socket::bind(address).await?)
+    };
+    let (socket, listener) = match listening.await {
+        Ok(listening) => listening,
+        Err(error) => {
+            snapshots.shut_down().await;
+            return Err(error);
+        }
+    };
+    let service = SnapshotsServer::new(SnapshotService::new(Arc::clone(&snapshots)));
+    let server = tokio::spawn(async move {
+        let shutdown = stop.clone().cancelled_owned();
+        let serving = tonic::transport::Server::builder().serve_with_incoming_shutdown(
+            service,
+            UnixListenerStream::new(listener),
+            shutdown,
+        );
+        let last_calls = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_CALLS).await;
+        };
+        tokio::select! {
+            served = serving => served.map_err(|error| error.to_string()),
+            () = last_calls => {
+                tracing::warn!("calls of containerd were cut off: they did not end in time");
+                Ok(())
+            }
+        }
+    });
+    tracing::info!(address = %address.display(), "the snapshotter is ready");
+    Ok(Running { snapshots, server, socket })
+}

@@ -1,0 +1,202 @@
+//! Preparing a layer lazily: mount it instead of unpacking it.
+//!
+//! containerd asks for it with a `Prepare` that names the chain ID. The way on:
+//!
+//! 1. Somebody committed the same content there before: nothing to do.
+//! 2. The layer's table of contents is fetched, within a bound. Too late, or not to be had: an ordinary
+//!    layer then, which containerd downloads itself. The fetch goes on, so the next pull finds it.
+//! 3. The layer is mounted in a new directory and committed, in one step that nobody can interrupt. There is
+//!    never an active snapshot: a caller that goes away at any moment leaves nothing behind under its key.
+//!
+//! Only when the commit is on disk is the call answered, with `ALREADY_EXISTS`: that is how containerd is
+//! told that it need not unpack anything.
+
+use std::sync::Arc;
+
+use super::{SnapshotError, Snapshots};
+use crate::dirs::Dirs;
+use crate::labels::{Labels, LayerRequest, LayerSource, REMOTE, REMOTE_VALUE};
+use crate::layer::{LayerError, OpenLayer};
+use crate::meta::{Meta, Reservation, Slot, SlotCommit};
+use crate::mounted::{MountTable, Mounted};
+
+/// Layers whose tables of contents are fetched at once. More wait, within their own bound.
+pub(super) const RESOLVES_AT_ONCE: usize = 64;
+
+impl Snapshots {
+    /// Tries it. `None`: prepare an ordinary layer.
+    pub(super) async fn prepare_remote(
+        &self,
+        key: &str,
+        parent: &str,
+        target: &str,
+        labels: &Labels,
+    ) -> Result<Option<String>, SnapshotError> {
+        let source = match LayerRequest::from_labels(labels, target, parent) {
+            LayerRequest::Lazy(source) => source,
+            LayerRequest::Ordinary(reason) => {
+                // Nothing is wrong with an ordinary layer: no warning.
+                tracing::info!(
+                    "remote-snapshot-prepared" = "false",
+                    key,
+                    parent,
+                    reason,
+                    "prepared ordinary snapshot"
+                );
+                return Ok(None);
+            }
+            LayerRequest::Wrong(error) => {
+                fallback(key, parent, &error);
+                return Ok(None);
+            }
+        };
+        match self.meta.slot(target, parent, &source) {
+            Slot::Same(name) => {
+                prepared(key, parent);
+                return Ok(Some(name));
+            }
+            Slot::Other(name) => {
+                // Only one of the two tells the truth about its diffIDs, and containerd would take either.
+                // Unpacked by containerd, this one is verified.
+                let error = format!("snapshot {name} holds another image's bytes for the same chain");
+                fallback(key, parent, &error);
+                return Ok(None);
+            }
+            Slot::Free => {}
+        }
+        match self.resolve_and_commit(parent, target, labels, source).await {
+            Ok(name) => {
+                prepared(key, parent);
+                Ok(Some(name))
+            }
+            Err(error) => {
+                fallback(key, parent, &error.0);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn resolve_and_commit(
+        &self,
+        parent: &str,
+        target: &str,
+        labels: &Labels,
+        source: LayerSource,
+    ) -> Result<String, LayerError> {
+        let wait = self.limits.prepare_wait;
+        let resolving = tokio::time::timeout(wait, self.resolve(source.clone())).await;
+        let layer = resolving.map_err(|_| {
+            LayerError(format!(
+                "layer {} of {}: no table of contents within {} s; it is fetched on in the background",
+                source.layer,
+                source.reference,
+                wait.as_secs_f32()
+            ))
+        })??;
+        let mut labels = labels.clone();
+        labels.insert(REMOTE.into(), REMOTE_VALUE.into());
+        let commit = Commit {
+            meta: Arc::clone(&self.meta),
+            table: Arc::clone(&self.table),
+            dirs: self.dirs.clone(),
+            reservation: self.meta.reserve(),
+            target: target.to_owned(),
+            parent: parent.to_owned(),
+            labels,
+            source,
+        };
+        // A task of its own: once begun it ends, whoever waits for it.
+        let task = self.tasks.spawn(commit.run(layer));
+        task.await.map_err(|error| LayerError(format!("mounting: {error}")))?
+    }
+
+    /// Opens the layer in a task of its own, which goes on when nobody waits any more.
+    async fn resolve(&self, source: LayerSource) -> Result<Arc<dyn OpenLayer>, LayerError> {
+        let shutting_down = || LayerError("the snapshotter is shutting down".into());
+        let permit = Arc::clone(&self.resolving).acquire_owned().await.map_err(|_| shutting_down())?;
+        let backend = Arc::clone(self.table.backend());
+        let stop = self.stop.clone();
+        let task = self.tasks.spawn(async move {
+            let _permit = permit;
+            tokio::select! {
+                () = stop.cancelled() => Err(LayerError("the snapshotter is shutting down".into())),
+                opened = backend.open(&source) => opened,
+            }
+        });
+        task.await.map_err(|_| shutting_down())?
+    }
+}
+
+struct Commit {
+    meta: Arc<Meta>,
+    table: Arc<MountTable>,
+    dirs: Dirs,
+    reservation: Reservation,
+    target: String,
+    parent: String,
+    labels: Labels,
+    source: LayerSource,
+}
+
+impl Commit {
+    async fn run(self, layer: Arc<dyn OpenLayer>) -> Result<String, LayerError> {
+        let id = self.reservation.id();
+        let dirs = self.dirs.clone();
+        blocking(move || dirs.make(id, None, true).map_err(|error| LayerError(error.to_string()))).await?;
+        let mount = match layer.mount(&self.dirs.fs(id)).await {
+            Ok(mount) => mount,
+            Err(error) => {
+                self.discard().await;
+                return Err(error);
+            }
+        };
+        let mounted = Arc::new(Mounted::new(layer, mount));
+        // Before the commit: whoever sees the snapshot must find its mount.
+        self.table.adopt(id, Arc::clone(&mounted));
+        let meta = Arc::clone(&self.meta);
+        let (target, parent) = (self.target.clone(), self.parent.clone());
+        let (labels, source) = (self.labels.clone(), self.source.clone());
+        let committed = blocking(move || {
+            let committed = meta.commit_slot(&target, &parent, labels, source, id);
+            committed.map_err(|error| LayerError(format!("committing the mounted layer: {error}")))
+        });
+        let committed = committed.await;
+        if let Ok(SlotCommit::New(name)) = committed {
+            return Ok(name);
+        }
+        self.table.take(id);
+        mounted.unmount().await;
+        self.discard().await;
+        committed.map(|(SlotCommit::New(name) | SlotCommit::Existing(name))| name)
+    }
+
+    /// Deletes the directory, which belongs to nobody once the reservation ends.
+    async fn discard(self) {
+        let Self { dirs, reservation, .. } = self;
+        let deleted = tokio::task::spawn_blocking(move || dirs.delete(reservation.id())).await;
+        if let Ok(Err(error)) = deleted {
+            tracing::warn!(%error, "a directory stays until the next cleanup");
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LayerError> + Send + 'static,
+) -> Result<T, LayerError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| LayerError(error.to_string()))?
+}
+
+/// The record that people count: its words and keys are stargz-snapshotter's.
+fn prepared(key: &str, parent: &str) {
+    tracing::info!("remote-snapshot-prepared" = "true", key, parent, "prepared remote snapshot");
+}
+
+fn fallback(key: &str, parent: &str, error: &str) {
+    tracing::warn!(
+        "remote-snapshot-prepared" = "false",
+        key,
+        parent,
+        error,
+        "failed to prepare remote snapshot"
+    );
+}

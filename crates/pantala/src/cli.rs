@@ -1,0 +1,373 @@
+//! The command line: names, flags, defaults and help, and nothing else.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use convert::PlatformSpec;
+use registry::Reference;
+
+use crate::config::units::Bytes;
+
+/// Starts containers before their image has arrived, and fetches every byte from the registry once.
+#[derive(Debug, Parser)]
+#[command(name = "pantala", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  # Everything on one machine: scheduler, seed, proxy and snapshotter
+  pantala up
+
+  # Make an image lazy, straight from registry to registry
+  pantala image convert docker.io/library/python:3.11 registry.example/python:3.11-esgz
+
+  # A cluster: one scheduler, one node per machine
+  pantala scheduler --config scheduler.yaml
+  pantala node --config node.yaml --snapshotter /etc/containerd-stargz-grpc/config.toml
+
+  # What is mounted, and where its bytes came from
+  pantala status")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Convert and inspect images
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Examples:
+  pantala image convert docker.io/library/python:3.11 registry.example/python:3.11-esgz
+  pantala image inspect registry.example/python:3.11-esgz")]
+    Image(ImageCommand),
+    /// Run the snapshotter alone: lazy mounts for containerd, straight from registries
+    Snapshotter(SnapshotterArgs),
+    /// Run a scheduler: who has what, and who may ask the registry
+    Scheduler(SchedulerArgs),
+    /// Run a node: peer, proxy and registry mirror, and with --snapshotter lazy mounts
+    Node(NodeArgs),
+    /// Run scheduler, seed, proxy and snapshotter on this machine in one process
+    Up(UpArgs),
+    /// Show nodes, mounted layers, and where bytes came from
+    Status(StatusArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:
+  pantala completion bash > /usr/share/bash-completion/completions/pantala
+  source <(pantala completion bash)    # this shell only")]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Form of what is written to standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For a person.
+    Table,
+    /// For a program.
+    Json,
+}
+
+/// How registries are reached.
+#[derive(Debug, Args)]
+pub struct RegistryArgs {
+    /// Registry host[:port] that speaks plain HTTP; may be repeated. One on loopback needs no mention
+    #[arg(long, value_name = "HOST", value_parser = plain_host)]
+    pub plain_http: Vec<String>,
+    /// Docker's config.json with credentials [default: the one in $DOCKER_CONFIG, else in ~/.docker]
+    #[arg(long, value_name = "FILE")]
+    pub docker_config: Option<PathBuf>,
+}
+
+/// Commands on images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Convert an image to eStargz, from registry to registry
+    #[command(after_help = "Examples:
+  pantala image convert docker.io/library/python:3.11 registry.example/python:3.11-esgz
+  pantala image convert --platform linux/arm64 --level 6 SRC DST
+  pantala image convert --plain-http 10.0.0.2:5000 10.0.0.2:5000/app:1 10.0.0.2:5000/app:1-esgz
+
+Credentials are those of `docker login`. Converted layers are kept in $TMPDIR until they are pushed.")]
+    Convert(ConvertArgs),
+    /// Show the layers of an image: kind, chunks, landmarks, sizes
+    #[command(after_help = "Examples:
+  pantala image inspect registry.example/python:3.11-esgz
+  pantala image inspect --platform linux/arm64 docker.io/library/python:3.11
+  pantala image inspect --output json REF | jq '.platforms[0].layers'")]
+    Inspect(InspectArgs),
+}
+
+/// `pantala image convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Image to read, as in docker.io/library/python:3.11
+    #[arg(value_name = "SRC")]
+    pub source: Reference,
+    /// Name that the converted image gets; may be on another registry
+    #[arg(value_name = "DST")]
+    pub destination: Reference,
+    /// Only this platform, os/arch[/variant], as in linux/arm64 [default: all that the image has]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<PlatformSpec>,
+    /// Most bytes of a file that are fetched and verified as one, 64Ki to 256Mi
+    #[arg(long, value_name = "SIZE", default_value = "4Mi", value_parser = chunk_size)]
+    pub chunk_size: u32,
+    /// Gzip level, 1 (fast) to 9 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub level: u32,
+    /// Convert layers again that are eStargz already
+    #[arg(long)]
+    pub force: bool,
+    /// Form of the report: table (for people) or json (for programs)
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = Output::Table, hide_possible_values = true)]
+    pub output: Output,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// `pantala image inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Image to look at, as in docker.io/library/python:3.11
+    #[arg(value_name = "REF")]
+    pub reference: Reference,
+    /// Only this platform, os/arch[/variant], as in linux/arm64 [default: all that the image has]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<PlatformSpec>,
+    /// Form of the report: table (for people) or json (for programs)
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = Output::Table, hide_possible_values = true)]
+    pub output: Output,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// `pantala snapshotter`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  # In place of containerd-stargz-grpc, with its files and its socket
+  pantala snapshotter
+  pantala snapshotter --address /run/p.sock --root /var/lib/p --config /etc/p.toml
+
+It needs root and /dev/fuse. containerd's side, in /etc/containerd/config.toml:
+  [proxy_plugins.stargz]
+    type = \"snapshot\"
+    address = \"/run/containerd-stargz-grpc/containerd-stargz-grpc.sock\"")]
+pub struct SnapshotterArgs {
+    /// Socket that containerd connects to
+    #[arg(long, value_name = "SOCK", default_value = snapshotter::DEFAULT_ADDRESS)]
+    pub address: PathBuf,
+    /// Where snapshots, layers and the database are kept
+    #[arg(long, value_name = "DIR", default_value = snapshotter::DEFAULT_ROOT)]
+    pub root: PathBuf,
+    /// Configuration in stargz-snapshotter's keys [default: /etc/containerd-stargz-grpc/config.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Log level: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
+    pub log_level: String,
+    /// Socket of containerd [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "SOCK")]
+    pub containerd_address: Option<PathBuf>,
+}
+
+/// `pantala scheduler`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pantala scheduler --config scheduler.yaml
+
+scheduler.yaml:
+  server: {advertiseIP: 10.0.0.3, port: 8002, dataDir: /var/lib/pantala/scheduler}
+  security: {joinToken: \"<openssl rand -hex 32>\"}    # or $PANTALA_JOIN_TOKEN")]
+pub struct SchedulerArgs {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Log level: error, warn, info, debug or trace [default: info, or debug if the file says verbose]
+    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
+    pub log_level: Option<String>,
+}
+
+/// `pantala node`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pantala node --config node.yaml
+  pantala node --config node.yaml --seed
+  # With lazy mounts, read through the swarm
+  pantala node --config node.yaml --snapshotter /etc/containerd-stargz-grpc/config.toml
+
+node.yaml:
+  scheduler: {netAddrs: [{type: tcp, addr: 10.0.0.3:8002}]}
+  host: {advertiseIP: 10.0.0.4}
+  security: {joinToken: \"<the scheduler's>\"}    # or $PANTALA_JOIN_TOKEN
+  proxy: {registryMirror: {url: https://index.docker.io, dynamic: true}}
+
+Ports, each with its key: pieces 65002 (upload.tcpListen.port), proxy and registry mirror 65001
+(proxy.tcpListen.port), health 40901 (health.tcpListen.port).")]
+pub struct NodeArgs {
+    /// Configuration file, in the keys of Dragonfly's dfdaemon
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Be a seed peer: read from registries for others
+    #[arg(long)]
+    pub seed: bool,
+    /// Also run the snapshotter with this config.toml; its layers are read through the swarm
+    #[arg(long, value_name = "FILE")]
+    pub snapshotter: Option<PathBuf>,
+    /// Socket of the snapshotter, for containerd
+    #[arg(long, value_name = "SOCK", default_value = snapshotter::DEFAULT_ADDRESS)]
+    pub snapshotter_address: PathBuf,
+    /// Where the snapshotter keeps snapshots, layers and its database
+    #[arg(long, value_name = "DIR", default_value = snapshotter::DEFAULT_ROOT)]
+    pub snapshotter_root: PathBuf,
+    /// Docker's config.json with credentials [default: the one in $DOCKER_CONFIG, else in ~/.docker]
+    #[arg(long, value_name = "FILE")]
+    pub docker_config: Option<PathBuf>,
+    /// Log level: error, warn, info, debug or trace [default: info, or debug if the file says verbose]
+    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
+    pub log_level: Option<String>,
+}
+
+/// `pantala up`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pantala up
+  pantala up --root /srv/pantala --plain-http 10.0.0.2:5000
+  pantala up --advertise-ip 10.0.0.4    # other machines may join
+
+It needs root and /dev/fuse. containerd's side, in /etc/containerd/config.toml:
+  [proxy_plugins.stargz]
+    type = \"snapshot\"
+    address = \"/var/lib/pantala/snapshotter.sock\"")]
+pub struct UpArgs {
+    /// Everything is kept below this directory
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/pantala")]
+    pub root: PathBuf,
+    /// Address under which other machines reach this one
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub advertise_ip: IpAddr,
+    /// Snapshotter's configuration in stargz-snapshotter's keys [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Socket of the snapshotter, for containerd [default: snapshotter.sock in the root]
+    #[arg(long, value_name = "SOCK")]
+    pub address: Option<PathBuf>,
+    /// Port of the proxy
+    #[arg(long, value_name = "PORT", default_value_t = crate::config::node::ports::PROXY)]
+    pub proxy_port: u16,
+    /// Port of the scheduler
+    #[arg(long, value_name = "PORT", default_value_t = crate::config::scheduler::DEFAULT_PORT)]
+    pub scheduler_port: u16,
+    /// Port on which pieces are served
+    #[arg(long, value_name = "PORT", default_value_t = crate::config::node::ports::PIECES)]
+    pub piece_port: u16,
+    /// Port of the health answers
+    #[arg(long, value_name = "PORT", default_value_t = crate::config::node::ports::HEALTH)]
+    pub health_port: u16,
+    /// Registry behind the mirror, http:// or https://
+    #[arg(long, value_name = "URL", value_parser = registry_url, default_value = "https://index.docker.io")]
+    pub registry: String,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub registries: RegistryArgs,
+    /// Log level: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
+    pub log_level: String,
+}
+
+/// `pantala status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pantala status
+  pantala status --socket /var/lib/pantala/node/pantala.sock --output json")]
+pub struct StatusArgs {
+    /// Socket of the node, pantala.sock in its dataDir [default: the one of a node or `pantala up` below
+    /// /var/lib/pantala]
+    #[arg(long, value_name = "SOCK")]
+    pub socket: Option<PathBuf>,
+    /// Form of the output: table (for people) or json (for programs)
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = Output::Table, hide_possible_values = true)]
+    pub output: Output,
+}
+
+/// A level that the log knows.
+fn log_level(text: &str) -> Result<String, telemetry::LogsError> {
+    telemetry::check_level(text).map(|()| text.to_owned())
+}
+
+/// `host[:port]`, also if it was copied with its scheme.
+fn plain_host(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    // The checks of a reference are those of a host.
+    match Reference::new(host, "host") {
+        Ok(reference) => Ok(reference.registry().to_owned()),
+        Err(_) => Err("write it as host or host:port, as in 10.0.0.2:5000".to_owned()),
+    }
+}
+
+/// Smaller chunks than a piece of the swarm only make the table of contents longer.
+const MIN_CHUNK: u64 = 64 << 10;
+/// What readers of the format accept at most, `estargz::TocLimits`.
+const MAX_CHUNK: u64 = 256 << 20;
+
+fn chunk_size(text: &str) -> Result<u32, String> {
+    let bytes: Bytes = text.parse()?;
+    match u32::try_from(bytes.0) {
+        Ok(size) if (MIN_CHUNK..=MAX_CHUNK).contains(&bytes.0) => Ok(size),
+        _ => Err("write a size from 64Ki to 256Mi".to_owned()),
+    }
+}
+
+fn registry_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match host.map(|host| Reference::new(host.trim_end_matches('/'), "host")) {
+        Some(Ok(_)) => Ok(text.to_owned()),
+        _ => Err("write it as https://host[:port], or http:// if it speaks plain HTTP".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_checked_before_anything_runs() {
+        assert_eq!(plain_host("http://10.0.0.2:5000/"), Ok("10.0.0.2:5000".into()));
+        assert!(plain_host("a b").is_err());
+        assert_eq!(chunk_size("1Mi"), Ok(1 << 20));
+        assert_eq!(chunk_size("256Mi"), Ok(256 << 20));
+        for wrong in ["0", "1Ki", "8Gi", "x"] {
+            assert!(chunk_size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(MAX_CHUNK, u64::from(estargz::TocLimits::default().chunk_bytes));
+        assert!(registry_url("https://index.docker.io").is_ok());
+        assert!(registry_url("foo").is_err());
+        assert!(log_level("verbos").is_err());
+    }
+
+    /// Every command that does something shows how, or a user has to guess.
+    #[test]
+    fn every_subcommand_has_an_example() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                if sub.has_subcommands() {
+                    check(sub);
+                    continue;
+                }
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "{} shows no example", sub.get_name());
+            }
+        }
+        check(&Cli::command());
+    }
+}

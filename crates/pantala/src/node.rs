@@ -1,0 +1,215 @@
+//! One node, assembled: store, swarm, proxy, snapshotter, and the two small faces for the operator.
+//!
+//! Nothing here waits for the cluster. A node that cannot reach its scheduler starts, serves what it has,
+//! reads the rest at registries, and joins as soon as somebody answers.
+
+mod cluster;
+mod registries;
+mod report;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use content::ContentOpener;
+use identity::{JoinToken, NodeKey};
+use store::{Store, StoreOptions};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, SOCKET_NAME, StatusSocket};
+use crate::ports;
+
+pub use cluster::{Cluster, Membership};
+pub use registries::Registries;
+
+/// Everything that a node is told, whichever file or flag it stood in.
+pub struct Settings {
+    /// Everything the node keeps.
+    pub data_dir: PathBuf,
+    /// Its name for people.
+    pub hostname: String,
+    /// Address under which others reach it.
+    pub advertise: IpAddr,
+    /// Data centre.
+    pub idc: String,
+    /// Rack or row.
+    pub location: String,
+    /// Whether it reads at registries for others.
+    pub seed: bool,
+    /// Schedulers, `host:port`.
+    pub schedulers: Vec<String>,
+    /// Proof of membership; `None` switches TLS between nodes off.
+    pub token: Option<JoinToken>,
+    /// Where pieces are served.
+    pub pieces: SocketAddr,
+    /// Where health is answered.
+    pub health: SocketAddr,
+    /// Where the proxy listens.
+    pub proxy: SocketAddr,
+    /// What moves these three elsewhere, for errors.
+    pub port_keys: PortKeys,
+    /// Bytes of pieces kept on disk.
+    pub budget: u64,
+    /// The proxy's rules, and which upstreams the network may name.
+    pub rules: proxy::ProxyConfig,
+    /// How registries are reached.
+    pub registries: Registries,
+    /// Lazy mounts, if they are wanted.
+    pub snapshotter: Option<SnapshotterSettings>,
+}
+
+/// Names of the settings that move a node's ports.
+#[derive(Debug, Clone, Copy)]
+pub struct PortKeys {
+    /// That of [`Settings::pieces`].
+    pub pieces: &'static str,
+    /// That of [`Settings::health`].
+    pub health: &'static str,
+    /// That of [`Settings::proxy`].
+    pub proxy: &'static str,
+}
+
+/// The snapshotter's part of a node.
+pub struct SnapshotterSettings {
+    /// Socket that containerd connects to.
+    pub address: PathBuf,
+    /// State.
+    pub root: PathBuf,
+    /// What its `config.toml` says.
+    pub config: snapshotter::Config,
+}
+
+/// Runs a node until `shutdown`; calls `ready` once every socket answers.
+///
+/// # Errors
+/// What kept it from starting, or the first part that failed while it ran.
+pub async fn run(
+    settings: Settings,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(),
+) -> anyhow::Result<()> {
+    if settings.snapshotter.is_some() {
+        // Before anything is bound, made or joined.
+        snapshotter::check_host()?;
+    }
+    let dir = &settings.data_dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    let status_socket = StatusSocket::bind(&dir.join(SOCKET_NAME))?;
+    let health = ports::bind(settings.health, "health", settings.port_keys.health)?;
+    let proxy_listener = ports::bind(settings.proxy, "the proxy", settings.port_keys.proxy)?;
+    // Held only to find out at once that the port is taken; the swarm binds it again when it has joined.
+    drop(ports::bind(settings.pieces, "pieces", settings.port_keys.pieces)?);
+    let key = Arc::new(NodeKey::load_or_create(&dir.join("node.key"))?);
+    let store = Store::open(&dir.join("pieces"), &StoreOptions { budget: settings.budget })?;
+
+    let client = settings.registries.client(&settings.rules)?;
+    let membership = Membership {
+        key,
+        token: settings.token.clone(),
+        schedulers: settings.schedulers.clone(),
+        advertise: settings.advertise,
+        credentials: dir.join("credentials"),
+    };
+    let swarm_config = cluster::SwarmTemplate {
+        store: store.clone(),
+        listen: settings.pieces,
+        hostname: settings.hostname.clone(),
+        idc: settings.idc.clone(),
+        location: settings.location.clone(),
+        seed: settings.seed,
+        client: client.clone(),
+    };
+    let cluster = Arc::new(Cluster::default());
+    let opener: Arc<dyn ContentOpener> = Arc::clone(&cluster) as Arc<dyn ContentOpener>;
+    let tasks = TaskTracker::new();
+    // Whichever part ends first with an error takes the others with it.
+    let stop = shutdown.child_token();
+    let (failed, mut failures) = tokio::sync::mpsc::channel::<anyhow::Error>(4);
+    let guard = |what: &'static str,
+                 part: std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>| {
+        let (failed, stop) = (failed.clone(), stop.clone());
+        async move {
+            if let Err(error) = part.await {
+                let _ = failed.try_send(error.context(what));
+                stop.cancel();
+            }
+        }
+    };
+
+    cluster::join_first(&cluster, &membership, &swarm_config).await?;
+    tasks.spawn(guard(
+        "joining the cluster",
+        Box::pin(cluster::keep(Arc::clone(&cluster), membership, swarm_config, stop.clone())),
+    ));
+
+    let mut layers = None;
+    if let Some(lazy) = &settings.snapshotter {
+        let options = snapshotter::ServeOptions {
+            address: lazy.address.clone(),
+            root: lazy.root.clone(),
+            // Without this node's own proxy, which its file names: asking it would be asking oneself.
+            config: snapshotter::Config { hosts: settings.registries.hosts.clone(), ..lazy.config.clone() },
+        };
+        let running = snapshotter::start(options, Arc::clone(&opener), client.clone(), stop.clone()).await?;
+        layers = Some(running.handle());
+        tasks.spawn(guard("the snapshotter", Box::pin(async move { Ok(running.stopped().await?) })));
+    }
+    let rules = settings.rules.clone();
+    let (proxy_client, proxy_stop) = (client.clone(), stop.clone());
+    tasks.spawn(guard(
+        "the proxy",
+        Box::pin(
+            async move { Ok(proxy::serve(proxy_listener, rules, proxy_client, opener, proxy_stop).await?) },
+        ),
+    ));
+    tasks.spawn(close_idle(store.clone(), stop.clone()));
+    let answers: Arc<dyn admin::Answers> =
+        Arc::new(report::Report::new(settings.hostname.clone(), Arc::clone(&cluster), store, layers));
+    tasks.spawn(admin::serve_health(health, Arc::clone(&answers), stop.clone()));
+    tasks.spawn(status_socket.serve(answers, stop.clone()));
+    ready();
+    notify_systemd("READY=1");
+
+    stop.cancelled().await;
+    notify_systemd("STOPPING=1");
+    tasks.close();
+    tasks.wait().await;
+    cluster.leave().await;
+    match failures.try_recv() {
+        Ok(error) => Err(error),
+        Err(_) => Ok(()),
+    }
+}
+
+/// How often files of contents that nobody reads any more are closed.
+const CLOSE_IDLE: std::time::Duration = std::time::Duration::from_mins(1);
+
+/// Gives back the file descriptors of contents that nobody reads.
+async fn close_idle(store: Store, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(CLOSE_IDLE)).await.is_some() {
+        let store = store.clone();
+        if tokio::task::spawn_blocking(move || store.close_idle()).await.is_err() {
+            tracing::warn!("closing idle contents broke off");
+        }
+    }
+}
+
+/// Tells systemd about a change, if it started us and asked to know.
+pub fn notify_systemd(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else { return };
+    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return };
+    // An abstract socket is written with a leading @; std addresses those by name.
+    let sent = match path.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            std::os::unix::net::SocketAddr::from_abstract_name(name)
+                .and_then(|address| socket.send_to_addr(state.as_bytes(), &address))
+        }
+        None => socket.send_to(state.as_bytes(), &path),
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%error, "cannot notify systemd");
+    }
+}

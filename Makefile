@@ -1,0 +1,44 @@
+# Everything starts here. Each target sets up what it needs on a bare Debian 12 machine with Rust.
+
+CARGO ?= cargo
+BIN   := target/release/pantala
+
+.PHONY: help demo test lint bench fuzz build clean setup-build setup-test setup-demo setup-lint
+
+help:
+	@echo 'make demo   containers start lazily through the swarm on three hosts; a table of times and bytes'
+	@echo 'make test   unit, property and end-to-end tests (root, network namespaces, containerd)'
+	@echo 'make lint   format, clippy, licences and bans'
+	@echo 'make bench  memory and start time, printed beside their promise'
+	@echo 'make fuzz   every decoder for FUZZ_SECONDS (60) each'
+	@echo 'make build  the release binary, $(BIN)'
+	@echo 'make clean  what was built and cached'
+
+build: setup-build
+	$(CARGO) build --release --locked -p pantala
+
+demo: setup-demo
+	$(CARGO) build --release --locked -p pantala -p testkit --bins
+	target/release/demo --pantala $(BIN)
+
+test: setup-test
+	$(CARGO) build --locked -p pantala
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+lint: setup-lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) deny --locked --log-level error check bans licenses sources
+
+bench: build
+	bench/run $(BIN)
+
+FUZZ_SECONDS ?= 60
+fuzz: setup-build
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+setup-build setup-test setup-demo setup-lint: setup-%:
+	@scripts/setup.sh $*
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,331 @@
+//! One containerd per host, with folders of its own, and the two clients that drive it.
+//!
+//! It is Debian's containerd 1.6 as an administrator would configure it: `proxy_plugins.stargz` at the socket of the
+//! snapshotter under test, everything that the lab does not use switched off. `ctr` pulls and runs; `ctr-remote`
+//! (package stargz-snapshotter) pulls lazily, as nerdctl does, with the labels that a lazy snapshotter needs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use content::Digest;
+use serde_json::Value;
+
+use crate::net::Host;
+use crate::process::{Daemon, Printed, READY_LIMIT, run, run_timed, wait_until};
+
+/// Which snapshotter holds an image's layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Snapshotter {
+    /// containerd's own: layers are unpacked before anything starts.
+    Overlayfs,
+    /// The one under test, behind the plugin's socket.
+    Stargz,
+}
+
+impl Snapshotter {
+    /// The name in containerd's configuration and on command lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Overlayfs => "overlayfs",
+            Self::Stargz => "stargz",
+        }
+    }
+}
+
+/// A running containerd. Ends when dropped; its containers end with the cage at the latest.
+#[derive(Debug)]
+pub struct Containerd {
+    daemon: Option<Daemon>,
+    host: Host,
+    dir: PathBuf,
+    namespace: String,
+    next: AtomicU32,
+}
+
+impl Containerd {
+    /// Starts containerd on `host` with everything below `dir`. `tag` ([`crate::cage::Cage::tag`]) keeps the names of its
+    /// control groups apart from other labs'. `plugin` is the socket of the snapshotter under test.
+    pub fn start(host: &Host, dir: &Path, tag: &str, plugin: &Path) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let show = |name: &str| dir.join(name).display().to_string();
+        fs::write(
+            dir.join("config.toml"),
+            format!(
+                r#"version = 2
+root = "{root}"
+state = "{state}"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+]
+
+[grpc]
+  address = "{socket}"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{opt}"
+
+[proxy_plugins.stargz]
+  type = "snapshot"
+  address = "{plugin}"
+"#,
+                root = show("root"),
+                state = show("state"),
+                socket = show("sock"),
+                opt = show("opt"),
+                plugin = plugin.display(),
+            ),
+        )?;
+        let mut containerd = Self {
+            daemon: None,
+            host: host.clone(),
+            dir: dir.into(),
+            namespace: format!("{tag}-{}", host.name()),
+            next: AtomicU32::new(1),
+        };
+        containerd.start_daemon()?;
+        Ok(containerd)
+    }
+
+    fn start_daemon(&mut self) -> Result<()> {
+        let mut command = self.host.command("containerd");
+        command.args(["--log-level", "warn", "--config"]).arg(self.dir.join("config.toml"));
+        let mut daemon = Daemon::start("containerd", &mut command, &self.dir.join("log"))?;
+        daemon.wait_for_socket(&self.socket())?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Kills containerd and starts it again. Containers go on meanwhile.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon().kill()?;
+        self.start_daemon()
+    }
+
+    /// The process.
+    pub fn daemon(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().expect("started in the constructor")
+    }
+
+    /// The socket of its API.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("sock")
+    }
+
+    /// containerd's own namespace that everything of this lab is in.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// `ctr`, on this host and for this containerd.
+    pub fn ctr(&self) -> Command {
+        self.client("ctr")
+    }
+
+    /// `ctr-remote`, on this host and for this containerd.
+    pub fn ctr_remote(&self) -> Command {
+        self.client("ctr-remote")
+    }
+
+    fn client(&self, program: &str) -> Command {
+        let mut command = self.host.command(program);
+        command.arg("-a").arg(self.socket()).args(["-n", &self.namespace]);
+        command
+    }
+
+    /// Pulls as `ctr` does: nothing is lazy, whichever the snapshotter.
+    pub fn pull(&self, reference: &str, snapshotter: Snapshotter) -> Result<()> {
+        let mut command = self.ctr();
+        command.args(["images", "pull", "--plain-http", "--snapshotter", snapshotter.name(), reference]);
+        run(&mut command).map(drop)
+    }
+
+    /// Pulls as `ctr` does, asking the hosts that `hosts_dir` names (`<dir>/<registry>/hosts.toml`).
+    pub fn pull_by_hosts(&self, reference: &str, hosts_dir: &Path, snapshotter: Snapshotter) -> Result<()> {
+        let mut command = self.ctr();
+        command.args(["images", "pull", "--snapshotter", snapshotter.name(), "--hosts-dir"]);
+        run(command.arg(hosts_dir).arg(reference)).map(drop)
+    }
+
+    /// Pulls lazily: layers are mounted, not fetched, where the snapshotter can.
+    pub fn rpull(&self, reference: &str) -> Result<()> {
+        let mut command = self.ctr_remote();
+        command.args([
+            "images",
+            "rpull",
+            "--plain-http",
+            "--snapshotter",
+            Snapshotter::Stargz.name(),
+            reference,
+        ]);
+        run(&mut command).map(drop)
+    }
+
+    /// Runs a program in a new container, to its end, and removes the container.
+    pub fn run(&self, reference: &str, snapshotter: Snapshotter, program: &[&str]) -> Result<Printed> {
+        let mut command = self.ctr();
+        command.arg("run").args(["--rm", "--snapshotter", snapshotter.name()]);
+        command.arg("--runc-root").arg(self.dir.join("runc"));
+        command.args([reference, &self.new_name()]).args(program);
+        run_timed(&mut command)
+    }
+
+    /// Starts a program in a new container and leaves it running; answers the container's name.
+    pub fn run_detached(
+        &self,
+        reference: &str,
+        snapshotter: Snapshotter,
+        program: &[&str],
+    ) -> Result<String> {
+        let name = self.new_name();
+        let mut command = self.ctr();
+        command.arg("run").args(["--detach", "--snapshotter", snapshotter.name()]);
+        command.arg("--runc-root").arg(self.dir.join("runc"));
+        run(command.args([reference, &name]).args(program))?;
+        Ok(name)
+    }
+
+    /// Runs a program inside a running container, to its end.
+    pub fn exec(&self, container: &str, program: &[&str]) -> Result<Printed> {
+        let mut command = self.ctr();
+        command.args(["tasks", "exec", "--exec-id", &self.new_name(), container]).args(program);
+        run_timed(&mut command)
+    }
+
+    /// Kills a running container and removes it.
+    pub fn remove(&self, container: &str) -> Result<()> {
+        run(self.ctr().args(["tasks", "rm", "--force", container]))?;
+        run(self.ctr().args(["containers", "rm", container])).map(drop)
+    }
+
+    /// Mounts an image's file system, read only, and shows it to `look`.
+    pub fn with_image<T>(
+        &self,
+        reference: &str,
+        snapshotter: Snapshotter,
+        look: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<T> {
+        // `ctr images mount` would do, if containerd 1.6's did not ignore which snapshotter it is told to use.
+        let snapshots = |arguments: &[&str]| {
+            run(self.ctr().args(["snapshots", "--snapshotter", snapshotter.name()]).args(arguments))
+        };
+        let name = self.new_name();
+        let target = self.dir.join(&name);
+        fs::create_dir_all(&target)?;
+        let chain = self.chain_id(reference)?;
+        // Nothing refers to it before it has its label: a collection that is due, after a pull say, takes it away.
+        wait_until("a view that stays", READY_LIMIT, || {
+            snapshots(&["view", &name, &chain]).ok()?;
+            snapshots(&["label", &name, "containerd.io/gc.root=lab"]).ok()
+        })?;
+        let mounts = snapshots(&["mounts", &target.display().to_string(), &name])?;
+        // A line for each mount, as one would type it.
+        run(Command::new("sh").args(["-e", "-c", &mounts]))?;
+        let looked = look(&target);
+        run(Command::new("umount").arg(&target))?;
+        snapshots(&["rm", &name])?;
+        looked
+    }
+
+    /// The name of an image's topmost snapshot.
+    fn chain_id(&self, reference: &str) -> Result<String> {
+        let content = |digest: &str| -> Result<Value> {
+            Ok(serde_json::from_str(&run(self.ctr().args(["content", "get", digest]))?)?)
+        };
+        let list = run(self.ctr().args(["images", "ls", &format!("name=={reference}")]))?;
+        // REF TYPE DIGEST …
+        let digest = list.lines().nth(1).and_then(|line| line.split_whitespace().nth(2));
+        let mut manifest = content(digest.with_context(|| format!("containerd has no image {reference}"))?)?;
+        if let Some(digest) = manifest["manifests"][0]["digest"].as_str() {
+            manifest = content(digest)?;
+        }
+        let config = content(manifest["config"]["digest"].as_str().context("a manifest without a config")?)?;
+        let diff_ids = config["rootfs"]["diff_ids"].as_array().context("a config without layers")?;
+        let mut diff_ids = diff_ids.iter().filter_map(Value::as_str);
+        let lowest = diff_ids.next().context("an image without layers")?.to_owned();
+        Ok(diff_ids
+            .fold(lowest, |chain, layer| Digest::of(format!("{chain} {layer}").as_bytes()).to_string()))
+    }
+
+    /// Removes an image and, at once, everything that only it needed.
+    pub fn remove_image(&self, reference: &str) -> Result<()> {
+        run(self.ctr().args(["images", "rm", "--sync", reference])).map(drop)
+    }
+
+    /// The snapshots that a snapshotter lists, as `ctr` prints them.
+    pub fn snapshots(&self, snapshotter: Snapshotter) -> Result<Vec<String>> {
+        let text = run(self.ctr().args(["snapshots", "--snapshotter", snapshotter.name(), "ls"]))?;
+        Ok(text.lines().skip(1).map(str::to_owned).collect())
+    }
+
+    /// Waits until containerd has found the snapshotter again: it looks for one that was gone every few seconds only.
+    pub fn wait_for_plugin(&self) -> Result<()> {
+        wait_until("containerd to find its snapshotter again", READY_LIMIT, || {
+            self.snapshots(Snapshotter::Stargz).ok()
+        })
+        .map(drop)
+    }
+
+    fn new_name(&self) -> String {
+        format!("c{}", self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cage::{self, Needs};
+    use crate::image::{Entry, Image, layer, programs};
+    use crate::meter::MeterOptions;
+    use crate::net::Network;
+    use crate::node::mounts_below;
+    use crate::registry::Registry;
+
+    #[test]
+    fn an_ordinary_image_is_pulled_and_run() {
+        cage::test(Needs::Containers, |cage| {
+            let network = Network::new(cage)?;
+            let registry = Registry::start(
+                &network.host("registry")?,
+                &cage.dir().join("registry"),
+                MeterOptions::default(),
+            )?;
+            let host = network.host("node1")?;
+            let plugin = cage.dir().join("none.sock");
+            let mut containerd = Containerd::start(&host, &cage.dir().join("c"), &cage.tag(), &plugin)?;
+            let image = Image::new(&[
+                layer(&programs(&["sh", "cat", "sleep"])?)?,
+                layer(&[Entry::file("greeting", "good day\n")])?,
+            ]);
+            image.push(registry.back(), "lab/sh", "1")?;
+
+            let reference = format!("{}/lab/sh:1", registry.name());
+            containerd.pull(&reference, Snapshotter::Overlayfs)?;
+            assert_eq!(registry.meter.counts().blob_bytes() - image.config.len() as u64, image.layer_bytes());
+            let program = ["/bin/sh", "-c", "/bin/cat /greeting; echo $0", "again"];
+            assert_eq!(
+                containerd.run(&reference, Snapshotter::Overlayfs, &program)?.stdout,
+                "good day\nagain\n"
+            );
+
+            let running =
+                containerd.run_detached(&reference, Snapshotter::Overlayfs, &["/bin/sleep", "1000"])?;
+            assert_eq!(containerd.exec(&running, &["/bin/cat", "/greeting"])?.stdout, "good day\n");
+            containerd.remove(&running)?;
+
+            containerd.with_image(&reference, Snapshotter::Overlayfs, |root| {
+                assert_eq!(fs::read_to_string(root.join("greeting"))?, "good day\n");
+                Ok(())
+            })?;
+            assert_eq!(containerd.snapshots(Snapshotter::Overlayfs)?.len(), 2);
+            containerd.remove_image(&reference)?;
+            assert_eq!(containerd.snapshots(Snapshotter::Overlayfs)?, Vec::<String>::new());
+            containerd.daemon().stop()?;
+            assert_eq!(mounts_below(cage.dir())?, Vec::<String>::new());
+            Ok(())
+        });
+    }
+}

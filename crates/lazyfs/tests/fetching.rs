@@ -1,5 +1,6 @@
 //! How the bytes of a layer arrive, and what happens when they do not.
 
+// Clippy exempts test functions from these lints, and not their helpers.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 mod common;

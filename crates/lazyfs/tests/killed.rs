@@ -1,5 +1,6 @@
 //! A node that is killed while it fills a layer: whatever is there afterwards is right.
 
+// Clippy exempts test functions from these lints, and not their helpers.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 mod common;

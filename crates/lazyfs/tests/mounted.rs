@@ -1,5 +1,6 @@
 //! A mounted layer against the same tar, unpacked.
 
+// Clippy exempts test functions from these lints, and not their helpers.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 mod common;

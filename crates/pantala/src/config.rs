@@ -108,23 +108,9 @@ fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     (distance <= key.len().max(3) / 3 + 1).then_some(best)
 }
 
-/// Levenshtein distance, without regard to case.
+/// The distance without regard to case.
 fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.to_lowercase().chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (cb, &above) in b.iter().zip(row.iter().skip(1)) {
-            let cost = (diagonal + usize::from(ca != *cb)).min(above + 1).min(left + 1);
-            next.push(cost);
-            diagonal = above;
-            left = cost;
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(usize::MAX)
+    telemetry::edit_distance(&a.to_lowercase(), &b.to_lowercase())
 }
 
 /// Stands for the value of a key that is accepted and does nothing.

@@ -149,8 +149,7 @@ pub async fn run(
         let options = snapshotter::ServeOptions {
             address: lazy.address.clone(),
             root: lazy.root.clone(),
-            // Without this node's own proxy, which its file names: asking it would be asking oneself.
-            config: snapshotter::Config { hosts: settings.registries.hosts.clone(), ..lazy.config.clone() },
+            config: lazy.config.clone(),
         };
         let running = snapshotter::start(options, Arc::clone(&opener), client.clone(), stop.clone()).await?;
         layers = Some(running.handle());

@@ -155,12 +155,6 @@ impl Client {
         self.with(|inner| inner.upstreams = Some(Arc::new(upstreams)))
     }
 
-    /// The same client with other mirrors.
-    #[must_use]
-    pub fn with_hosts(&self, hosts: HostsConfig) -> Self {
-        self.with(|inner| inner.hosts = hosts)
-    }
-
     /// What was asked for and received so far, over all clones.
     pub fn usage(&self) -> Usage {
         self.inner.transport.counters().usage()

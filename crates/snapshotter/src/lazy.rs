@@ -39,7 +39,7 @@ impl LazyBackend {
         Ok(Self {
             layers,
             opener,
-            client: client.with_hosts(config.hosts.clone()),
+            client: client.clone(),
             prefetch: Prefetch { enabled: config.prefetch, size: config.prefetch_size },
             background: config.background_fetch,
             opaque_xattr: if uses_user_xattr { OpaqueXattr::User } else { OpaqueXattr::Trusted },

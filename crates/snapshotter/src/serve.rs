@@ -157,7 +157,8 @@ impl Running {
     }
 }
 
-/// Starts the snapshotter; it listens when this returns. It ends when `stop` is cancelled, and whoever
+/// Starts the snapshotter; it listens when this returns. `client` is asked as it is: whoever made it gave it
+/// the mirrors of the configuration, as far as they are not the caller itself. It ends when `stop` is cancelled, and whoever
 /// started it waits for [`Running::stopped`].
 ///
 /// # Errors

@@ -8,5 +8,7 @@
 
 mod json;
 mod logs;
+mod words;
 
 pub use logs::{LogFormat, LogsError, check_level, init_logs};
+pub use words::edit_distance;

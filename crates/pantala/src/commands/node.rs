@@ -49,8 +49,8 @@ fn settings(args: &NodeArgs, file: &NodeFile) -> anyhow::Result<Settings> {
     registries.plain_http.extend(plain_host(&mirror));
     let snapshotter = match &args.snapshotter {
         Some(path) => {
-            let mut config = super::snapshotter::load(Some(path))?;
-            registries = registries.with_lazy(&mut config, proxy.port());
+            let config = super::snapshotter::load(Some(path))?;
+            registries = registries.with_lazy(&config, proxy.port());
             Some(SnapshotterSettings {
                 address: args.snapshotter_address.clone(),
                 root: args.snapshotter_root.clone(),

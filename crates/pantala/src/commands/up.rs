@@ -50,7 +50,7 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
         ended
     });
 
-    let mut config = match &args.config {
+    let config = match &args.config {
         Some(path) => super::snapshotter::load(Some(path))?,
         None => snapshotter::Config::default(),
     };
@@ -60,7 +60,7 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
         docker_config: args.registries.docker_config.clone(),
         ..Registries::default()
     }
-    .with_lazy(&mut config, args.proxy_port);
+    .with_lazy(&config, args.proxy_port);
     registries.plain_http.extend(plain_host(&args.registry));
     let mut rules = proxy::ProxyConfig::default();
     rules.registry_mirror.url.clone_from(&args.registry);

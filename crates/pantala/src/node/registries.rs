@@ -55,11 +55,9 @@ impl Registries {
     /// Takes over the mirrors of the snapshotter inside the node, less those that are this node's own proxy
     /// on `port`: its layers are read from the swarm in process, and a node that asked its own proxy would
     /// wait for itself.
-    pub fn with_lazy(mut self, config: &mut snapshotter::Config, port: u16) -> Self {
+    pub fn with_lazy(mut self, config: &snapshotter::Config, port: u16) -> Self {
         self.hosts = config.hosts.clone();
-        let registries = self.without_own_proxy(port);
-        config.hosts = registries.hosts.clone();
-        registries
+        self.without_own_proxy(port)
     }
 
     /// What a dropped entry says about the registry behind it (`X-Dragonfly-Registry: http://…`) is kept.

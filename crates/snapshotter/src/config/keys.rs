@@ -196,25 +196,7 @@ fn known(path: &[String]) -> Known {
 
 /// The known key that differs least, if it is near at all.
 fn nearest(key: &str) -> Option<&'static str> {
-    let (distance, nearest) = KEYS.iter().map(|(known, _)| (distance(key, known), *known)).min()?;
+    let (distance, nearest) =
+        KEYS.iter().map(|(known, _)| (telemetry::edit_distance(key, known), *known)).min()?;
     (distance <= 2.max(key.len() / 3)).then_some(nearest)
-}
-
-/// How many characters must be added, dropped or exchanged to make `b` of `a`.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, to) in row.iter_mut().skip(1).zip(b.chars()) {
-            let above = *cell;
-            left = (diagonal + usize::from(from != to)).min(above + 1).min(left + 1);
-            diagonal = above;
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }

@@ -30,10 +30,7 @@ impl Actor {
                 continue;
             }
             self.rejected.insert(piece, now);
-            if let Err(error) = self.content.drop_piece(piece) {
-                tracing::warn!(content = %self.content.id(), piece, %error, "cannot drop a piece");
-            }
-            self.child.on_dropped(piece);
+            self.forget(piece);
             dropped += 1;
         }
         if dropped > 0 {
@@ -45,6 +42,14 @@ impl Actor {
             self.judged = false;
             self.node.announce(self.content.id());
         }
+    }
+
+    /// Takes a piece out of the store, and tells the policy that it is missing again.
+    fn forget(&mut self, piece: u32) {
+        if let Err(error) = self.content.drop_piece(piece) {
+            tracing::warn!(content = %self.content.id(), piece, %error, "cannot drop a piece");
+        }
+        self.child.on_dropped(piece);
     }
 
     /// Hashes the whole once it is here, unless it was, or cannot be judged.
@@ -91,10 +96,7 @@ impl Actor {
         self.judged = foreign.is_empty();
         let now = Instant::now();
         for piece in foreign {
-            if let Err(error) = self.content.drop_piece(piece) {
-                tracing::warn!(content = %self.content.id(), piece, %error, "cannot drop a piece");
-            }
-            self.child.on_dropped(piece);
+            self.forget(piece);
             self.child.want(now, piece, 2);
         }
         self.node.announce(self.content.id());

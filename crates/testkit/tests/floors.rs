@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// The floors of `ARCHITECTURE.md`, lowest first.
 const FLOORS: &[&[&str]] = &[
     &["content", "proto", "telemetry"],
-    &["identity", "estargz"],
+    &["identity", "estargz", "erofs"],
     &["store", "registry"],
     &["swarm", "scheduler", "lazyfs"],
     &["snapshotter", "proxy", "convert"],

@@ -8,9 +8,10 @@ use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 
 use crate::error::RegistryError;
+use crate::failure::failure;
 use crate::manifest::media_type;
 use crate::retry::retry_after;
-use crate::transport::{Response, failure};
+use crate::transport::Response;
 use crate::upstreams::name_of;
 
 /// How much of an error's body is looked at.
@@ -22,6 +23,7 @@ pub(crate) fn media_type_of(headers: &HeaderMap, bytes: &[u8]) -> String {
     #[serde(rename_all = "camelCase")]
     struct Kind {
         media_type: Option<String>,
+        schema_version: Option<serde_json::Value>,
         manifests: Option<serde::de::IgnoredAny>,
     }
     let header = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -31,6 +33,9 @@ pub(crate) fn media_type_of(headers: &HeaderMap, bytes: &[u8]) -> String {
     }
     match serde_json::from_slice::<Kind>(bytes) {
         Ok(Kind { media_type: Some(media_type), .. }) => media_type,
+        Ok(Kind { schema_version: Some(version), .. }) if version == 1 => {
+            media_type::DOCKER_SCHEMA_1.to_owned()
+        }
         Ok(Kind { manifests: Some(_), .. }) => media_type::OCI_INDEX.to_owned(),
         _ if header.is_empty() => media_type::OCI_MANIFEST.to_owned(),
         _ => header.to_owned(),
@@ -74,6 +79,11 @@ pub(crate) async fn read_limited(
     Ok(body.freeze())
 }
 
+/// Somebody else's words, fit for a message.
+pub(crate) fn on_one_line(words: &str) -> String {
+    words.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
 /// The error that an unwelcome answer is, with what its body tells.
 pub(crate) async fn status_error(doing: &str, mut response: Response) -> RegistryError {
     #[derive(Deserialize)]
@@ -92,7 +102,7 @@ pub(crate) async fn status_error(doing: &str, mut response: Response) -> Registr
     let first = errors.and_then(|errors| errors.errors.into_iter().next());
     let detail = first.map_or_else(String::new, |error| {
         let words = [error.code, error.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
-        words.chars().filter(|c| !c.is_control()).take(200).collect()
+        on_one_line(&words)
     });
     RegistryError::Status {
         doing: doing.to_owned(),
@@ -100,6 +110,7 @@ pub(crate) async fn status_error(doing: &str, mut response: Response) -> Registr
         status,
         detail,
         known: response.known(),
+        login: None,
         retry_after,
     }
 }

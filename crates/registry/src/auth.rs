@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
+use futures::future::{BoxFuture, Shared, WeakShared};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method};
 use serde::Deserialize;
@@ -24,9 +24,9 @@ use crate::credentials::Credential;
 use crate::error::RegistryError;
 use crate::hosts::Endpoint;
 use crate::retry::Patience;
-use crate::transport::{Request, Response, Trust, ceiling_of};
+use crate::tls::Tls;
+use crate::transport::{Reach, Request, Response, Trust, reach_of};
 use crate::upstreams::name_of;
-use crate::zone::Zone;
 
 /// What a token server that names no time means, by Docker's token specification.
 const DEFAULT_LIFE: u64 = 60;
@@ -41,13 +41,14 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// Host and scope.
 type Key = (String, String);
-type Flight = Shared<BoxFuture<'static, Result<HeaderValue, RegistryError>>>;
+type Fetch = BoxFuture<'static, Result<HeaderValue, RegistryError>>;
 
 /// The tokens at hand, and those on their way.
 #[derive(Default)]
 pub(crate) struct Tokens {
     kept: Mutex<HashMap<Key, (HeaderValue, Instant)>>,
-    flights: Mutex<HashMap<Key, Flight>>,
+    /// They belong to those who wait for them: one that nobody waits for any more is none.
+    flights: Mutex<HashMap<Key, WeakShared<Fetch>>>,
 }
 
 impl Tokens {
@@ -73,6 +74,20 @@ impl Tokens {
         kept.insert(key, (header, now + life.saturating_sub(SAFETY)));
     }
 
+    /// The fetch that is under way for `key`, or the one that `start` makes.
+    fn flight(&self, key: &Key, start: impl FnOnce() -> Fetch) -> Shared<Fetch> {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(key).and_then(WeakShared::upgrade) {
+            return flight;
+        }
+        flights.retain(|_, flight| flight.upgrade().is_some());
+        let flight = start().shared();
+        if let Some(weak) = flight.downgrade() {
+            flights.insert(key.clone(), weak);
+        }
+        flight
+    }
+
     /// Forgets a token that was refused, unless another one has taken its place.
     fn forget(&self, key: &Key, refused: &HeaderValue) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +103,8 @@ struct Errand {
     host: String,
     challenge: Challenge,
     scope: String,
-    ceiling: Zone,
+    reach: Reach,
+    tls: Arc<Tls>,
     realm: Option<Url>,
 }
 
@@ -113,38 +129,36 @@ pub(crate) async fn answer(
             return Ok(Some(newer));
         }
     }
-    let (realm, ceiling) = match &challenge {
-        Challenge::Basic => (None, Zone::Public),
+    let (realm, reach) = match &challenge {
+        Challenge::Basic => (None, response.reach()),
         Challenge::Bearer { realm, .. } => {
-            let (realm, ceiling) = check_realm(client, doing, realm, response)?;
-            (Some(realm), ceiling)
+            let (realm, reach) = check_realm(client, doing, realm, response)?;
+            (Some(realm), reach)
         }
     };
+    let same_host = realm.as_ref().is_some_and(|realm| realm.origin() == endpoint.base.origin());
+    let tls = if same_host { Arc::clone(&endpoint.tls) } else { Arc::new(endpoint.tls.for_neighbours()) };
     let errand = Errand {
         doing: doing.to_owned(),
         host: endpoint.authority(),
         challenge,
         scope: scope.to_owned(),
-        ceiling,
+        reach,
+        tls,
         realm,
     };
-    let flight = {
-        let mut flights = client.tokens.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = || {
-            let client = Arc::clone(client);
-            let key = key.clone();
-            let fetch = async move {
-                let fetched = fetch(&client, errand).await;
-                if let Ok((header, life)) = &fetched {
-                    client.tokens.keep(key.clone(), header.clone(), *life);
-                }
-                client.tokens.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-                fetched.map(|(header, _)| header)
-            };
-            fetch.boxed().shared()
+    let flight = client.tokens.flight(&key, || {
+        let (client, key) = (Arc::clone(client), key.clone());
+        let fetch = async move {
+            let fetched = fetch(&client, errand).await;
+            if let Ok((header, life)) = &fetched {
+                client.tokens.keep(key.clone(), header.clone(), *life);
+            }
+            client.tokens.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            fetched.map(|(header, _)| header)
         };
-        flights.entry(key.clone()).or_insert_with(start).clone()
-    };
+        fetch.boxed()
+    });
     let header = flight.await?;
     Ok(Some(header).filter(|header| !header.is_empty()))
 }
@@ -155,7 +169,7 @@ fn check_realm(
     doing: &str,
     realm: &str,
     response: &Response,
-) -> Result<(Url, Zone), RegistryError> {
+) -> Result<(Url, Reach), RegistryError> {
     let url = response.url().join(realm).map_err(|error| RegistryError::Corrupt {
         doing: doing.to_owned(),
         host: name_of(response.url()),
@@ -168,9 +182,9 @@ fn check_realm(
             reason: format!("it is asked over https and names the token server {} without", name_of(&url)),
         });
     }
-    let ceiling = ceiling_of(&url, response, client.upstreams.as_deref())
+    let reach = reach_of(&url, response, client.upstreams.as_deref())
         .map_err(|reason| RegistryError::Refused { doing: doing.to_owned(), reason })?;
-    Ok((url, ceiling))
+    Ok((url, reach))
 }
 
 /// The header and how long it is good. An empty header means that there is nothing to answer with.
@@ -184,11 +198,7 @@ async fn fetch(client: &Arc<Inner>, errand: Errand) -> Result<(HeaderValue, Dura
     match (&errand.challenge, errand.realm.clone()) {
         (Challenge::Bearer { service, scope, .. }, Some(realm)) => {
             let service = service.clone().unwrap_or_default();
-            let scope = if errand.scope.is_empty() {
-                scope.clone().unwrap_or_default()
-            } else {
-                errand.scope.clone()
-            };
+            let scope = with_challenge(&errand.scope, scope.as_deref().unwrap_or_default());
             fetch_token(client, &errand, realm, &service, &scope, credential).await
         }
         _ => match credential {
@@ -198,6 +208,19 @@ async fn fetch(client: &Arc<Inner>, errand: Errand) -> Result<(HeaderValue, Dura
             _ => Ok((HeaderValue::from_static(""), Duration::ZERO)),
         },
     }
+}
+
+/// The scopes that are needed, and what else the registry asks for: a mirror may keep a repository under
+/// another name. What it asks for of the same resource says no more than we know.
+fn with_challenge(needed: &str, asked_for: &str) -> String {
+    let resource = |scope: &str| scope.rsplit_once(':').map(|(resource, _)| resource.to_owned());
+    let mut scopes: Vec<&str> = needed.split(' ').filter(|scope| !scope.is_empty()).collect();
+    for scope in asked_for.split(' ').filter(|scope| !scope.is_empty()) {
+        if scopes.iter().all(|known| resource(known) != resource(scope)) {
+            scopes.push(scope);
+        }
+    }
+    scopes.join(" ")
 }
 
 #[derive(Deserialize)]
@@ -251,14 +274,14 @@ async fn fetch_token(
         url: realm,
         headers,
         body,
-        trust: Trust::UpTo(errand.ceiling),
-        insecure: false,
+        trust: Trust::UpTo(errand.reach),
+        tls: Arc::clone(&errand.tls),
         timeout: Patience::control().answer,
     };
     let response = client.transport.send(request, client.upstreams.as_deref()).await?;
     let mut response = response.with_known(credential.is_some());
     if !response.status().is_success() {
-        return Err(status_error(&doing, response).await);
+        return Err(status_error(&doing, response).await.with_login(&errand.host));
     }
     let bytes = read_limited(&doing, &mut response, MAX_ANSWER, Patience::control().answer).await?;
     let corrupt = |reason: &str| RegistryError::Corrupt {

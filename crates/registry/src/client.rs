@@ -1,4 +1,4 @@
-//! The client: configuration, one conversation with an endpoint, manifests.
+//! The client: configuration, manifests, and the blobs that can be opened.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,21 +6,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use content::{Digest, Locator, Origin};
-use http::header::{ACCEPT, AUTHORIZATION};
+use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use tokio::time::Instant;
 use url::Url;
 
-use crate::answer::{media_type_of, read_limited, status_error};
-use crate::auth::{self, Tokens};
+use crate::answer::{media_type_of, on_one_line, read_limited, status_error};
+use crate::ask::{Ask, Auth};
+use crate::auth::Tokens;
 use crate::credentials::CredentialSource;
 use crate::error::RegistryError;
-use crate::hosts::{Aside, Endpoint, HostsConfig, base_url, registry_of};
+use crate::hosts::{Aside, Endpoint, HostsConfig, Need, registry_of};
 use crate::manifest::Descriptor;
+use crate::manifest::media_type::is_schema_1;
 use crate::origin::{Asker, RegistryBlob};
+use crate::pools::Pools;
+use crate::proxies::Proxies;
 use crate::reference::{DOCKER_HUB, Reference};
 use crate::retry::{Patience, Retry};
-use crate::transport::{Request, Response, Transport, Trust, Usage};
+use crate::transport::{Transport, Trust, Usage};
 use crate::upstreams::{UpstreamError, Upstreams, check_form, name_of};
 
 /// The longest manifest that is read. Registries must take 4 MiB; none is known to take more than this.
@@ -29,7 +32,7 @@ const MAX_MANIFEST: usize = 8 << 20;
 /// How to reach registries.
 #[derive(Clone, Debug, Default)]
 pub struct ClientConfig {
-    /// Mirrors.
+    /// Mirrors, and places of registries.
     pub hosts: HostsConfig,
     /// In whose name.
     pub credentials: CredentialSource,
@@ -39,10 +42,14 @@ pub struct ClientConfig {
     pub skip_tls_verify: Vec<String>,
     /// PEM files' contents: CAs that are trusted beside the system's.
     pub extra_roots: Vec<Vec<u8>>,
+    /// HTTP proxies on the way.
+    pub proxies: Proxies,
     /// `User-Agent`; `pantala/<version>` if empty.
     pub user_agent: String,
     /// For the head of an answer; `None` leaves it to the urgency of each read.
     pub request_timeout: Option<Duration>,
+    /// How long a request without progress is tried again; `None` leaves it to the kind of request.
+    pub patience: Option<Duration>,
     /// What may be asked because the network named it; `None` refuses all of it.
     pub upstreams: Option<Upstreams>,
 }
@@ -66,45 +73,10 @@ pub(crate) struct Inner {
     pub(crate) hosts: HostsConfig,
     pub(crate) credentials: CredentialSource,
     pub(crate) upstreams: Option<Arc<Upstreams>>,
-    plain_http: Vec<String>,
-    skip_tls_verify: Vec<String>,
-    request_timeout: Option<Duration>,
-}
-
-/// In whose name one request is made.
-#[derive(Clone, Debug)]
-pub(crate) enum Auth {
-    /// This client's own, for the scope.
-    Own(String),
-    /// What the caller of a proxy sent, and nothing else.
-    Caller(Option<HeaderValue>),
-}
-
-impl Auth {
-    /// Reading from a repository in this client's own name.
-    pub(crate) fn pull(repository: &str) -> Self {
-        Self::Own(format!("repository:{repository}:pull"))
-    }
-
-    /// Writing to a repository in this client's own name.
-    pub(crate) fn push(repository: &str) -> Self {
-        Self::Own(format!("repository:{repository}:pull,push"))
-    }
-}
-
-/// One question to one endpoint.
-pub(crate) struct Ask<'a> {
-    pub doing: &'a str,
-    pub endpoint: &'a Endpoint,
-    pub method: Method,
-    pub url: Url,
-    pub headers: HeaderMap,
-    /// Makes the body, again if the question has to be put again with a token.
-    pub body: Option<&'a (dyn Fn() -> reqwest::Body + Send + Sync)>,
-    pub auth: &'a Auth,
-    pub trust: Trust,
-    pub timeout: Duration,
-    pub follow: bool,
+    pub(crate) plain_http: Vec<String>,
+    pub(crate) skip_tls_verify: Vec<String>,
+    pub(crate) request_timeout: Option<Duration>,
+    pub(crate) patience: Option<Duration>,
 }
 
 impl Client {
@@ -119,7 +91,10 @@ impl Client {
         };
         Ok(Self {
             inner: Arc::new(Inner {
-                transport: Arc::new(Transport::new(user_agent, &config.extra_roots)?),
+                transport: Arc::new(Transport::new(
+                    Pools::new(user_agent, &config.extra_roots)?,
+                    config.proxies,
+                )),
                 tokens: Arc::default(),
                 aside: Arc::default(),
                 hosts: config.hosts,
@@ -128,6 +103,7 @@ impl Client {
                 plain_http: config.plain_http,
                 skip_tls_verify: config.skip_tls_verify,
                 request_timeout: config.request_timeout,
+                patience: config.patience,
             }),
         })
     }
@@ -144,6 +120,7 @@ impl Client {
             plain_http: old.plain_http.clone(),
             skip_tls_verify: old.skip_tls_verify.clone(),
             request_timeout: old.request_timeout,
+            patience: old.patience,
         };
         change(&mut inner);
         Self { inner: Arc::new(inner) }
@@ -167,23 +144,52 @@ impl Client {
     /// # Errors
     /// What the registry answered, that it could not be reached, or that the bytes are others.
     pub async fn manifest(&self, reference: &Reference) -> Result<(Descriptor, Bytes), RegistryError> {
+        let need = if reference.digest().is_some() { Need::Pull } else { Need::Resolve };
+        let endpoints = || {
+            let found = self.inner.endpoints(reference.registry(), need)?;
+            if found.is_empty() { Err(no_hosts(reference.registry(), need)) } else { Ok(found) }
+        };
+        self.manifest_of(reference, &Auth::pull(reference.repository()), endpoints).await
+    }
+
+    /// What stands under `reference` where it is pushed to, asked as by who may push: of a repository that
+    /// is not there yet, others learn nothing. `None` if there is nothing. Mirrors are not asked.
+    ///
+    /// # Errors
+    /// As [`Client::manifest`], other than that there is nothing.
+    pub async fn pushed_manifest(
+        &self,
+        reference: &Reference,
+    ) -> Result<Option<(Descriptor, Bytes)>, RegistryError> {
+        let endpoints = || Ok(vec![self.inner.push_base(reference.registry())?]);
+        match self.manifest_of(reference, &Auth::push(reference.repository()), endpoints).await {
+            Ok(found) => Ok(Some(found)),
+            Err(RegistryError::Status { status: 404, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// From the first of `endpoints` that has it. The last one's word counts.
+    async fn manifest_of(
+        &self,
+        reference: &Reference,
+        auth: &Auth,
+        endpoints: impl Fn() -> Result<Vec<Endpoint>, RegistryError>,
+    ) -> Result<(Descriptor, Bytes), RegistryError> {
         let doing = format!("fetching the manifest of {reference}");
         let path = format!("{}/manifests/{}", reference.repository(), reference.manifest_name());
-        let auth = Auth::pull(reference.repository());
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept_manifests());
-        let mut retry = Retry::new(Patience::control());
+        let mut retry = Retry::new(self.inner.patience(Patience::control()));
         loop {
             let mut last = None;
-            for endpoint in self.inner.endpoints(reference.registry())? {
-                let fetched = self.manifest_at(&doing, &endpoint, &path, &headers, &auth, reference).await;
-                match fetched {
+            for endpoint in endpoints()? {
+                match self.manifest_at(&doing, &endpoint, &path, &headers, auth, reference).await {
                     Ok(manifest) => return Ok(manifest),
                     Err(error) => last = Some(error),
                 }
             }
-            // The last endpoint is the registry itself: its word counts.
-            let error = last.unwrap_or_else(|| RegistryError::Setup("a registry without hosts".to_owned()));
+            let Some(error) = last else { return Err(no_hosts(reference.registry(), Need::Pull)) };
             retry.pause(self.inner.transport.counters(), error).await?;
         }
     }
@@ -223,6 +229,13 @@ impl Client {
             return Err(RegistryError::Digest { doing: doing.to_owned(), host, expected, found: digest });
         }
         let media_type = media_type_of(response.headers(), &bytes);
+        if is_schema_1(&media_type) {
+            return Err(RegistryError::Schema1 {
+                doing: doing.to_owned(),
+                host: name_of(response.url()),
+                media_type: on_one_line(&media_type),
+            });
+        }
         Ok((Descriptor::new(media_type, digest, bytes.len() as u64), bytes))
     }
 
@@ -264,13 +277,14 @@ impl Client {
     ) -> Result<Arc<dyn Origin>, RegistryError> {
         let registry = self.check_named(&upstream.base, "opening a blob")?;
         let reference = Reference::new(&registry, repository)?;
-        let base = Ok(Endpoint::origin(upstream.base.clone(), upstream.insecure));
+        let base = Ok(self.inner.endpoint_at(upstream.base.clone(), upstream.insecure));
         let asker = Asker { auth: Auth::Caller(authorization), trust: Trust::Named, mirrors: false };
         let name = reference.registry();
         Ok(RegistryBlob::shared(self.clone(), name, base, repository, *digest, size, asker))
     }
 
-    /// The blob that another node located, read in this client's own name.
+    /// The blob that another node located, read in this client's own name; in nobody's if the place is named
+    /// without TLS and the configuration does not say that it is asked so.
     ///
     /// # Errors
     /// That the allow-list does not let the place be asked, or that the locator is not well formed.
@@ -286,9 +300,16 @@ impl Client {
         root.set_path("/");
         root.set_query(None);
         root.set_fragment(None);
+        // Another node's word is not enough to send a password without TLS.
+        let own = self.inner.base(&registry).is_ok_and(|own| own.base.origin() == root.origin());
+        let auth = if own || root.scheme() == "https" {
+            Auth::pull(&locator.repository)
+        } else {
+            Auth::Caller(None)
+        };
         let insecure = self.inner.skip_tls_verify.contains(&registry);
-        let base = Ok(Endpoint::origin(root, insecure));
-        let asker = Asker { auth: Auth::pull(&locator.repository), trust: Trust::Named, mirrors: true };
+        let base = Ok(self.inner.endpoint_at(root, insecure));
+        let asker = Asker { auth, trust: Trust::Named, mirrors: true };
         let (name, repository) = (reference.registry(), reference.repository());
         Ok(RegistryBlob::shared(self.clone(), name, base, repository, locator.digest, size, asker))
     }
@@ -334,14 +355,14 @@ impl Upstream {
             } else {
                 let insecure = client.inner.skip_tls_verify.contains(&name);
                 let root = Url::parse(&name_of(&url)).map_err(|_| wrong("it is no URL"))?;
-                Endpoint::origin(root, insecure)
+                client.inner.endpoint_at(root, insecure)
             }
         } else {
             // The checks of a reference are those of a host.
             let reference = Reference::new(text, "host").map_err(|_| wrong("it is no host"))?;
             client.inner.base(reference.registry())?
         };
-        Ok(Self { base: endpoint.base, insecure: endpoint.insecure_tls })
+        Ok(Self { base: endpoint.base, insecure: endpoint.tls.skip_verify })
     }
 
     /// The canonical name of the registry.
@@ -350,101 +371,14 @@ impl Upstream {
     }
 }
 
-impl Inner {
-    /// Where `registry` itself is asked.
-    pub(crate) fn base(&self, registry: &str) -> Result<Endpoint, RegistryError> {
-        let listed = |list: &[String]| list.iter().any(|host| host == registry);
-        let base = base_url(registry, listed(&self.plain_http))?;
-        Ok(Endpoint::origin(base, listed(&self.skip_tls_verify)))
-    }
-
-    /// Mirrors that are not put aside, in order, then the registry itself.
-    fn endpoints(&self, registry: &str) -> Result<Vec<Endpoint>, RegistryError> {
-        Ok(self.with_mirrors(registry, self.base(registry)?, false))
-    }
-
-    /// The mirrors of `registry` before `origin`; also those that are put aside if `all`.
-    pub(crate) fn with_mirrors(&self, registry: &str, origin: Endpoint, all: bool) -> Vec<Endpoint> {
-        let now = Instant::now();
-        let mirrors = self.hosts.mirrors(registry).iter();
-        let mirrors = mirrors.filter_map(|mirror| Endpoint::mirror(registry, mirror));
-        let mut endpoints: Vec<Endpoint> =
-            mirrors.filter(|endpoint| all || !self.aside.is_aside(endpoint, now)).collect();
-        endpoints.push(origin);
-        endpoints
-    }
-
-    /// The time limit for the head of an answer: what is configured may only shorten it.
-    pub(crate) fn timeout(&self, endpoint: &Endpoint, patience: Duration) -> Duration {
-        endpoint.timeout.or(self.request_timeout).map_or(patience, |limit| limit.min(patience))
-    }
-
-    /// Puts one question, answering the registry's challenge if it has one. Every status but the 401 that
-    /// could be answered is an answer. Keeps account of mirrors that fail.
-    pub(crate) async fn ask(self: &Arc<Self>, ask: Ask<'_>) -> Result<Response, RegistryError> {
-        let endpoint = ask.endpoint;
-        let answered = self.ask_with_auth(ask).await;
-        match &answered {
-            Ok(response) if response.status().as_u16() < 500 && response.status() != 429 => {
-                self.aside.answered(endpoint);
-            }
-            Ok(_) => self.aside.failed(endpoint, Instant::now()),
-            Err(error) if error.is_transient() => self.aside.failed(endpoint, Instant::now()),
-            Err(_) => {}
-        }
-        answered
-    }
-
-    async fn ask_with_auth(self: &Arc<Self>, ask: Ask<'_>) -> Result<Response, RegistryError> {
-        let Auth::Own(scope) = ask.auth else {
-            let Auth::Caller(header) = ask.auth else { return self.put(&ask, None).await };
-            return self.put(&ask, header.clone()).await;
-        };
-        let first = self.tokens.get(ask.endpoint, scope);
-        let response = self.put(&ask, first.clone()).await?;
-        // Only the registry's own challenge is answered, never that of a host it redirected to.
-        if response.status() != StatusCode::UNAUTHORIZED || response.url().origin() != ask.url.origin() {
-            return Ok(response);
-        }
-        let header = auth::answer(self, ask.doing, ask.endpoint, scope, &response, first.as_ref()).await?;
-        let response = match header {
-            Some(header) => self.put(&ask, Some(header)).await?,
-            None => response,
-        };
-        if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Ok(response);
-        }
-        let known = self.credentials.lookup(&ask.endpoint.authority()).await;
-        Ok(response.with_known(matches!(known, Ok(Some(_)))))
-    }
-
-    async fn put(
-        &self,
-        ask: &Ask<'_>,
-        authorization: Option<HeaderValue>,
-    ) -> Result<Response, RegistryError> {
-        let mut headers = ask.endpoint.headers.clone();
-        headers.extend(ask.headers.clone());
-        if let Some(mut header) = authorization {
-            header.set_sensitive(true);
-            headers.insert(AUTHORIZATION, header);
-        }
-        let request = Request {
-            doing: ask.doing,
-            method: ask.method.clone(),
-            url: ask.url.clone(),
-            headers,
-            body: ask.body.map(|make| make()),
-            trust: ask.trust,
-            insecure: ask.endpoint.insecure_tls,
-            follow: ask.follow,
-            timeout: ask.timeout,
-        };
-        self.transport.send(request, self.upstreams.as_deref()).await
-    }
+/// The configuration leaves nobody to ask.
+pub(crate) fn no_hosts(registry: &str, need: Need) -> RegistryError {
+    RegistryError::Setup(format!(
+        "no host of {registry} has the capability \"{need}\" in its hosts.toml: add it there"
+    ))
 }
 
-fn accept_manifests() -> HeaderValue {
+pub(crate) fn accept_manifests() -> HeaderValue {
     HeaderValue::from_static(concat!(
         "application/vnd.oci.image.index.v1+json, ",
         "application/vnd.oci.image.manifest.v1+json, ",

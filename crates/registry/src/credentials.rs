@@ -77,11 +77,7 @@ impl CredentialSource {
     pub(crate) async fn lookup(&self, registry: &str) -> Result<Option<Credential>, CredentialError> {
         match self {
             Self::Anonymous => Ok(None),
-            Self::Static(map) => {
-                let wanted = canonical_registry(registry);
-                let found = map.iter().find(|(host, _)| server_host(host) == wanted);
-                Ok(found.map(|(_, credential)| credential.clone()))
-            }
+            Self::Static(map) => Ok(entries_of(map, &canonical_registry(registry)).first().copied().cloned()),
             Self::DockerConfig(path) => {
                 let Some(path) = path.clone().or_else(default_config) else { return Ok(None) };
                 match read_config(&path).await? {
@@ -120,16 +116,20 @@ impl fmt::Debug for AuthEntry {
 
 impl DockerConfig {
     async fn lookup(&self, path: &Path, registry: &str) -> Result<Option<Credential>, CredentialError> {
-        let named = self.cred_helpers.iter().find(|(host, _)| server_host(host) == registry);
-        if let Some(helper) = named.map(|(_, helper)| helper).or(self.creds_store.as_ref()) {
+        let named = entries_of(&self.cred_helpers, registry).first().copied();
+        if let Some(helper) = named.or(self.creds_store.as_ref()) {
             let found = ask_helper(helper, registry).await?;
             // Docker looks into the file when the store knows nothing, and so do we.
             if found.is_some() {
                 return Ok(found);
             }
         }
-        let entry = self.auths.iter().find(|(host, _)| server_host(host) == registry);
-        entry.map_or(Ok(None), |(_, entry)| entry.credential(path))
+        for entry in entries_of(&self.auths, registry) {
+            if let Some(credential) = entry.credential(path)? {
+                return Ok(Some(credential));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -161,6 +161,18 @@ impl AuthEntry {
 fn server_host(server: &str) -> String {
     let bare = server.split_once("://").map_or(server, |(_, rest)| rest);
     canonical_registry(bare.split('/').next().unwrap_or(bare))
+}
+
+/// What `map` holds for `registry`, and what it holds for all of it first: `docker login` by browser leaves
+/// two more entries below the Hub's, and podman keeps some for parts of a registry.
+fn entries_of<'a, T>(map: &'a HashMap<String, T>, registry: &str) -> Vec<&'a T> {
+    let mut found: Vec<_> = map.iter().filter(|(server, _)| server_host(server) == registry).collect();
+    found.sort_by_key(|(server, _)| {
+        let bare = server.split_once("://").map_or(server.as_str(), |(_, rest)| rest);
+        let path = bare.split_once('/').map_or("", |(_, path)| path.trim_end_matches('/'));
+        (!matches!(path, "" | "v1" | "v2"), *server)
+    });
+    found.into_iter().map(|(_, entry)| entry).collect()
 }
 
 fn default_config() -> Option<PathBuf> {
@@ -266,6 +278,31 @@ mod tests {
             lookup(&config, "old.example").await.unwrap(),
             Some(Credential::IdentityToken("t".to_owned()))
         );
+    }
+
+    /// A login by browser leaves three entries that are all of one host, and podman keeps some for parts of one.
+    #[tokio::test]
+    async fn of_several_entries_the_one_for_the_whole_host_is_taken() {
+        let entry = |key: &str| format!(r#""{key}": {{"auth": "{}"}}"#, STANDARD.encode(format!("u:{key}")));
+        let config = format!(
+            r#"{{"auths": {{{}, {}, {}, {}, {}, "empty.example": {{}}, {}}}}}"#,
+            entry("https://index.docker.io/v1/access-token"),
+            entry("https://index.docker.io/v1/"),
+            entry("https://index.docker.io/v1/refresh-token"),
+            entry("r.example/team"),
+            entry("r.example"),
+            entry("https://empty.example/v2/"),
+        );
+        // The order of a map is another one each time.
+        for _ in 0..20 {
+            for (registry, key) in [
+                ("docker.io", "https://index.docker.io/v1/"),
+                ("r.example", "r.example"),
+                ("empty.example", "https://empty.example/v2/"),
+            ] {
+                assert_eq!(lookup(&config, registry).await.unwrap(), Some(password("u", key)), "{registry}");
+            }
+        }
     }
 
     #[tokio::test]

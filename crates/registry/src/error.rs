@@ -46,7 +46,11 @@ pub enum RegistryError {
         after: Duration,
     },
     /// The registry answered that it will not.
-    #[error("{doing}: {host} answers {status}{}{}", in_brackets(.detail), hint_status(*.status, .host, *.known))]
+    #[error(
+        "{doing}: {host} answers {status}{}{}",
+        in_brackets(.detail),
+        hint_status(*.status, .login.as_ref().unwrap_or(.host), *.known)
+    )]
     Status {
         /// What was being done.
         doing: String,
@@ -58,6 +62,8 @@ pub enum RegistryError {
         detail: String,
         /// Whether there were credentials for the host; `None` if nobody looked.
         known: Option<bool>,
+        /// The registry whose credentials were asked for, if it is not the host.
+        login: Option<String>,
         /// How long the registry asks to be left alone.
         retry_after: Option<Duration>,
     },
@@ -82,6 +88,19 @@ pub enum RegistryError {
         expected: Digest,
         /// The digest of what came.
         found: Digest,
+    },
+    /// The registry has it in a form that nobody writes any more.
+    #[error(
+        "{doing}: {host} has it as {media_type}, Docker's schema 1 of before 2016, which names its layers without \
+         sizes and its files by nothing that could be checked: pull and push it again with a current tool"
+    )]
+    Schema1 {
+        /// What was being done.
+        doing: String,
+        /// Scheme and host.
+        host: String,
+        /// What it is.
+        media_type: String,
     },
     /// Policy of this node refuses to ask there.
     #[error("{doing}: {reason}")]
@@ -127,6 +146,14 @@ impl RegistryError {
         }
     }
 
+    /// Says that the credentials of `registry` were asked for.
+    pub(crate) fn with_login(mut self, registry: &str) -> Self {
+        if let Self::Status { login, .. } = &mut self {
+            *login = Some(registry.to_owned());
+        }
+        self
+    }
+
     /// The HTTP status that the registry answered, if it answered.
     pub const fn status(&self) -> Option<u16> {
         match self {
@@ -157,7 +184,9 @@ impl RegistryError {
                 _ => ReadErrorKind::Other,
             },
             Self::Source { reason, .. } => reason.kind(),
-            Self::Reference(_) | Self::Setup(_) | Self::Tls { .. } => ReadErrorKind::Other,
+            Self::Reference(_) | Self::Setup(_) | Self::Tls { .. } | Self::Schema1 { .. } => {
+                ReadErrorKind::Other
+            }
         }
     }
 }
@@ -188,7 +217,9 @@ fn in_brackets(detail: &str) -> String {
 
 fn hint_connect(reason: &str, host: &str) -> String {
     let host = bare(host);
-    let hint = if reason.contains("refused") {
+    let hint = if reason.starts_with("through the proxy") {
+        "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and that the proxy is well"
+    } else if reason.contains("refused") {
         "is the registry running, and is the port right?"
     } else if reason.contains("InvalidContentType") || reason.contains("corrupt message") {
         return format!(
@@ -201,7 +232,8 @@ fn hint_connect(reason: &str, host: &str) -> String {
         "write the registry by a name that its certificate is for"
     } else if reason.contains("certificate") {
         "add the CA that signed its certificate to this machine's (on Debian: a .crt in \
-         /usr/local/share/ca-certificates, then `update-ca-certificates`)"
+         /usr/local/share/ca-certificates, then `update-ca-certificates`), or name it as ca in the registry's \
+         hosts.toml"
     } else if reason.contains("lookup") || reason.contains("dns") {
         "check the registry's name, and this machine's DNS"
     } else if reason.contains("unreachable") || reason.contains("No route") {
@@ -228,6 +260,9 @@ fn hint_status(status: u16, host: &str, known: Option<bool>) -> String {
         }
         (403, _) => format!("; nobody may do this there without an account: {login}"),
         (404, _) => "; check the repository and the tag or digest".to_owned(),
+        (413, _) => "; something before the registry limits the length of requests: raise its limit (nginx: \
+                     client_max_body_size)"
+            .to_owned(),
         (429, _) => "; the registry limits requests: wait, or log in for a higher limit".to_owned(),
         (507, _) => "; the registry's disk is full".to_owned(),
         (500.., _) => "; something is wrong at the registry: its log says more".to_owned(),
@@ -253,6 +288,7 @@ mod tests {
             status: 401,
             detail: "UNAUTHORIZED: authentication required".to_owned(),
             known: Some(false),
+            login: None,
             retry_after: None,
         };
         assert_eq!(

@@ -6,8 +6,9 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use crate::answer::next_chunk;
+use crate::client::no_hosts;
 use crate::error::RegistryError;
-use crate::hosts::Endpoint;
+use crate::hosts::{Endpoint, Need};
 use crate::origin::{RegistryBlob, is_page};
 use crate::ranges::{part_of, total_of_unsatisfied};
 use crate::retry::{Patience, Retry};
@@ -35,8 +36,8 @@ struct Body {
 }
 
 impl Fetch {
-    pub(crate) fn new(range: ByteRange, urgency: Urgency) -> Self {
-        let patience = Patience::of(urgency);
+    pub(crate) fn new(blob: &RegistryBlob, range: ByteRange, urgency: Urgency) -> Self {
+        let patience = blob.client().inner.patience(Patience::of(urgency));
         Self { rest: range, patience, retry: Retry::new(patience), body: None, desperate: false }
     }
 
@@ -94,7 +95,7 @@ impl Fetch {
                 }
             }
             self.desperate = true;
-            let error = last.unwrap_or_else(|| RegistryError::Setup("a registry without hosts".to_owned()));
+            let error = last.unwrap_or_else(|| no_hosts(blob.registry(), Need::Pull));
             self.retry.pause(inner.transport.counters(), error).await?;
         }
     }

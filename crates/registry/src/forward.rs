@@ -10,7 +10,8 @@ use url::Url;
 
 use crate::client::Client;
 use crate::error::RegistryError;
-use crate::transport::{Request, Trust, failure};
+use crate::failure::failure;
+use crate::transport::{Request, Trust};
 
 /// What to pass on. Hop-by-hop headers have been taken out.
 pub struct ForwardRequest {
@@ -57,7 +58,7 @@ impl Client {
             headers: request.headers,
             body: request.body.map(reqwest::Body::wrap_stream),
             trust: if request.configured { Trust::Configured } else { Trust::Named },
-            insecure: request.insecure,
+            tls: self.inner.tls_of(&url, request.insecure),
             follow: request.follow,
             timeout: request.timeout,
         };

@@ -4,7 +4,8 @@
 //! aside for a while, so that a dead mirror costs one time limit and not one per request.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -13,14 +14,61 @@ use url::Url;
 
 use crate::error::RegistryError;
 use crate::reference::{DOCKER_HUB, canonical_registry};
+use crate::tls::Tls;
 
+/// Where Docker Hub is asked.
+const HUB_HOST: &str = "registry-1.docker.io";
+/// What [`HostsConfig::retain`] calls the registries that are not listed.
+const DEFAULT: &str = "_default";
 /// How long a mirror is put aside after its first failure; doubles up to [`LONGEST_ASIDE`].
 const FIRST_ASIDE: Duration = Duration::from_secs(5);
 const LONGEST_ASIDE: Duration = Duration::from_mins(1);
 /// Hosts that are remembered as failing. More than any configuration has mirrors.
 const MAX_ASIDE: usize = 256;
 
-/// Somewhere else to ask for a registry's content first.
+/// What a host may be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capabilities {
+    /// Content by its digest.
+    pub pull: bool,
+    /// What a tag stands for.
+    pub resolve: bool,
+    /// Uploads.
+    pub push: bool,
+}
+
+impl Capabilities {
+    /// A mirror is read from, unless more is said.
+    pub const READ: Self = Self { pull: true, resolve: true, push: false };
+    /// Everything.
+    pub const ALL: Self = Self { pull: true, resolve: true, push: true };
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self::READ
+    }
+}
+
+/// What a question needs of a host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    Pull,
+    Resolve,
+    Push,
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pull => "pull",
+            Self::Resolve => "resolve",
+            Self::Push => "push",
+        })
+    }
+}
+
+/// A host to ask for a registry's content.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
     /// `host[:port]`, or a URL with scheme and perhaps a path before `/v2`.
@@ -31,12 +79,28 @@ pub struct Mirror {
     pub headers: HeaderMap,
     /// For the head of an answer; `None` leaves it to the urgency of the read.
     pub request_timeout: Option<Duration>,
+    /// What it may be asked for.
+    pub capabilities: Capabilities,
+    /// The path of `host` stands in place of `/v2`, not before it.
+    pub override_path: bool,
+    /// How it is connected with over HTTPS.
+    pub tls: Tls,
 }
 
-/// The mirrors of each registry.
+/// What is configured for one registry.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hosts {
+    pub mirrors: Vec<Mirror>,
+    /// Where the registry itself is asked; with an empty host, by its own name.
+    pub server: Option<Mirror>,
+}
+
+/// The mirrors of each registry, and how the registry itself is reached if not by its name alone.
 #[derive(Clone, Debug, Default)]
 pub struct HostsConfig {
-    mirrors: BTreeMap<String, Vec<Mirror>>,
+    registries: BTreeMap<String, Hosts>,
+    /// For registries that are not listed.
+    default: Hosts,
 }
 
 impl HostsConfig {
@@ -47,44 +111,86 @@ impl HostsConfig {
 
     /// Adds a mirror of `registry` behind those that it has.
     pub fn add(&mut self, registry: &str, mirror: Mirror) {
-        self.mirrors.entry(canonical_registry(registry)).or_default().push(mirror);
+        self.registries.entry(canonical_registry(registry)).or_default().mirrors.push(mirror);
     }
 
-    /// Keeps the mirrors for which `keep(registry, mirror)` is true. A node that reads through the swarm
-    /// drops the mirror that is its own proxy.
-    pub fn retain(&mut self, mut keep: impl FnMut(&str, &Mirror) -> bool) {
-        for (registry, mirrors) in &mut self.mirrors {
-            mirrors.retain(|mirror| keep(registry, mirror));
+    pub(crate) fn insert(&mut self, registry: &str, hosts: Hosts) {
+        self.registries.insert(canonical_registry(registry), hosts);
+    }
+
+    pub(crate) fn set_default(&mut self, hosts: Hosts) {
+        self.default = hosts;
+    }
+
+    /// Adds what `other` says of registries that are not listed here.
+    pub fn merge(&mut self, other: Self) {
+        for (registry, hosts) in other.registries {
+            self.registries.entry(registry).or_insert(hosts);
         }
+        if self.default.mirrors.is_empty() && self.default.server.is_none() {
+            self.default = other.default;
+        }
+    }
+
+    /// Keeps the mirrors for which `keep(registry, mirror)` is true; `registry` is `_default` for those of
+    /// registries that are not listed. A node that reads through the swarm drops the mirror that is its own
+    /// proxy.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str, &Mirror) -> bool) {
+        for (registry, hosts) in &mut self.registries {
+            hosts.mirrors.retain(|mirror| keep(registry, mirror));
+        }
+        self.default.mirrors.retain(|mirror| keep(DEFAULT, mirror));
     }
 
     /// The mirrors of `registry`, in order.
     pub fn mirrors(&self, registry: &str) -> &[Mirror] {
-        self.mirrors.get(&canonical_registry(registry)).map_or(&[], Vec::as_slice)
+        &self.of(registry).mirrors
     }
 
-    /// Every registry that has mirrors.
+    /// Every registry that is listed.
     pub fn registries(&self) -> impl Iterator<Item = &str> {
-        self.mirrors.keys().map(String::as_str)
+        self.registries.keys().map(String::as_str)
+    }
+
+    /// Where `registry` itself is asked, if that is configured.
+    pub(crate) fn server(&self, registry: &str) -> Option<&Mirror> {
+        self.of(registry).server.as_ref()
+    }
+
+    fn of(&self, registry: &str) -> &Hosts {
+        self.registries.get(&canonical_registry(registry)).unwrap_or(&self.default)
     }
 }
 
 /// One place to ask.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
-    /// Scheme, host, port, and perhaps a path that stands before `/v2`.
+    /// Scheme, host and port.
     pub base: Url,
-    /// The registry whose content a mirror is asked for.
-    pub namespace: Option<String>,
+    /// What stands before the repository's name: `/v2`.
+    api: String,
+    mirror: bool,
+    /// The registry whose content another host is asked for.
+    namespace: Option<String>,
     pub headers: HeaderMap,
     pub timeout: Option<Duration>,
-    /// Whether certificates are not checked.
-    pub insecure_tls: bool,
+    pub tls: Arc<Tls>,
+    pub capabilities: Capabilities,
 }
 
 impl Endpoint {
-    pub(crate) fn origin(base: Url, insecure_tls: bool) -> Self {
-        Self { base, namespace: None, headers: HeaderMap::new(), timeout: None, insecure_tls }
+    pub(crate) fn origin(base: Url, tls: Arc<Tls>) -> Self {
+        let api = api_path(&base, false);
+        Self {
+            base,
+            api,
+            mirror: false,
+            namespace: None,
+            headers: HeaderMap::new(),
+            timeout: None,
+            tls,
+            capabilities: Capabilities::ALL,
+        }
     }
 
     /// A mirror of `registry`; `None` if its host is no host.
@@ -95,17 +201,53 @@ impl Endpoint {
             base_url(&mirror.host, mirror.insecure).ok()?
         };
         base.host_str()?;
-        Some(Self {
-            base,
-            namespace: Some(registry.to_owned()),
-            headers: mirror.headers.clone(),
-            timeout: mirror.request_timeout,
-            insecure_tls: false,
-        })
+        Some(Self { mirror: true, ..Self::configured(registry, base, mirror) })
+    }
+
+    /// The registry itself, at the place that is configured for it. `plain_http` is for its own name.
+    pub(crate) fn server(registry: &str, server: &Mirror, plain_http: bool) -> Result<Self, RegistryError> {
+        let base = if server.host.is_empty() {
+            let mut base = base_url(registry, plain_http)?;
+            // Whoever configures certificates for it means HTTPS, on this machine too.
+            if server.tls != Tls::default() && !plain_http {
+                let _ = base.set_scheme("https");
+            }
+            base
+        } else {
+            Url::parse(&server.host)
+                .map_err(|error| RegistryError::Setup(format!("{:?} is no URL: {error}", server.host)))?
+        };
+        Ok(Self::configured(registry, base, server))
+    }
+
+    fn configured(registry: &str, base: Url, host: &Mirror) -> Self {
+        let mut endpoint = Self {
+            api: api_path(&base, host.override_path),
+            headers: host.headers.clone(),
+            timeout: host.request_timeout,
+            capabilities: host.capabilities,
+            ..Self::origin(base, Arc::new(host.tls.clone()))
+        };
+        if endpoint.authority() == DOCKER_HUB {
+            // Of the Hub's names, people write the one that serves web pages.
+            let _ = endpoint.base.set_host(Some(HUB_HOST));
+        }
+        if endpoint.authority() != canonical_registry(registry) {
+            endpoint.namespace = Some(registry.to_owned());
+        }
+        endpoint
     }
 
     pub(crate) const fn is_mirror(&self) -> bool {
-        self.namespace.is_some()
+        self.mirror
+    }
+
+    pub(crate) const fn can(&self, need: Need) -> bool {
+        match need {
+            Need::Pull => self.capabilities.pull,
+            Need::Resolve => self.capabilities.resolve,
+            Need::Push => self.capabilities.push,
+        }
     }
 
     /// `host[:port]`: what credentials and tokens are kept under.
@@ -118,8 +260,7 @@ impl Endpoint {
     /// The URL of `path` below `/v2/`.
     pub(crate) fn url(&self, path: &str) -> Url {
         let mut url = self.base.clone();
-        let prefix = self.base.path().trim_end_matches('/');
-        url.set_path(&format!("{prefix}/v2/{path}"));
+        url.set_path(&format!("{}/{path}", self.api));
         url.set_query(None);
         if let Some(namespace) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
@@ -128,12 +269,18 @@ impl Endpoint {
     }
 }
 
+/// What stands before a repository's name at `base`.
+fn api_path(base: &Url, is_whole: bool) -> String {
+    let path = base.path().trim_end_matches('/');
+    if is_whole || path.ends_with("/v2") { path.to_owned() } else { format!("{path}/v2") }
+}
+
 /// Where `registry` itself is asked.
 ///
 /// # Errors
 /// That it is no host.
 pub(crate) fn base_url(registry: &str, plain_http: bool) -> Result<Url, RegistryError> {
-    let host = if registry == DOCKER_HUB { "registry-1.docker.io" } else { registry };
+    let host = if registry == DOCKER_HUB { HUB_HOST } else { registry };
     let scheme = if plain_http || is_this_machine(host) { "http" } else { "https" };
     Url::parse(&format!("{scheme}://{host}/"))
         .map_err(|error| RegistryError::Setup(format!("{registry:?} is no registry host: {error}")))
@@ -197,7 +344,7 @@ mod tests {
 
     #[test]
     fn urls_are_built_as_registries_expect_them() {
-        let hub = Endpoint::origin(base_url("docker.io", false).unwrap(), false);
+        let hub = Endpoint::origin(base_url("docker.io", false).unwrap(), Arc::default());
         assert_eq!(hub.url("a/b").as_str(), "https://registry-1.docker.io/v2/a/b");
         assert_eq!(hub.authority(), "docker.io");
         let local = base_url("127.0.0.1:5000", false).unwrap();
@@ -208,6 +355,19 @@ mod tests {
         let mirror = Mirror { host: "https://m.example/cache/".to_owned(), ..Mirror::default() };
         let mirror = Endpoint::mirror("docker.io", &mirror).unwrap();
         assert_eq!(mirror.url("a/b").as_str(), "https://m.example/cache/v2/a/b?ns=docker.io");
+        for (host, override_path, expected) in [
+            ("https://m.example", false, "https://m.example/v2/a/b?ns=r.example"),
+            ("https://m.example/v2/", false, "https://m.example/v2/a/b?ns=r.example"),
+            ("https://m.example/api/v2", false, "https://m.example/api/v2/a/b?ns=r.example"),
+            ("https://m.example/other", true, "https://m.example/other/a/b?ns=r.example"),
+            ("https://m.example", true, "https://m.example/a/b?ns=r.example"),
+            ("http://r.example", false, "http://r.example/v2/a/b"),
+            ("https://docker.io", false, "https://registry-1.docker.io/v2/a/b?ns=r.example"),
+        ] {
+            let mirror = Mirror { host: host.to_owned(), override_path, ..Mirror::default() };
+            let endpoint = Endpoint::mirror("r.example", &mirror).unwrap();
+            assert_eq!(endpoint.url("a/b").as_str(), expected, "{host} {override_path}");
+        }
     }
 
     #[test]

@@ -18,22 +18,30 @@
 //! Deliberately absent: caching of content, peers, the layer format.
 
 mod answer;
+mod ask;
 mod auth;
 mod challenge;
 mod client;
 mod credentials;
 mod error;
+mod failure;
 mod fetch;
 mod forward;
 mod hosts;
+mod hosts_toml;
 pub mod manifest;
 mod origin;
+mod pools;
+mod proxies;
 mod pull;
 mod push;
 mod ranges;
 mod reference;
+mod referrers;
 mod retry;
+mod tls;
 mod transport;
+mod upload;
 mod upstreams;
 mod zone;
 
@@ -49,10 +57,13 @@ pub use client::{Client, ClientConfig, Upstream};
 pub use credentials::{Credential, CredentialError, CredentialSource};
 pub use error::RegistryError;
 pub use forward::{ForwardRequest, Forwarded};
-pub use hosts::{HostsConfig, Mirror};
+pub use hosts::{Capabilities, HostsConfig, Mirror};
+pub use hosts_toml::HostsError;
 pub use manifest::{Descriptor, ImageConfig, Index, Manifest, Platform, RootFs, media_type};
-pub use push::Progress;
+pub use proxies::Proxies;
 pub use reference::{DOCKER_HUB, Reference, ReferenceError, canonical_registry};
+pub use tls::Tls;
 pub use transport::Usage;
+pub use upload::{Progress, Upload, UploadError};
 pub use upstreams::{Allowed, UpstreamError, UpstreamRule, Upstreams};
 pub use zone::{BeyondCeiling, Zone, below_ceiling};

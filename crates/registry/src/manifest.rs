@@ -25,12 +25,19 @@ pub mod media_type {
     pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
     /// Docker image manifest, schema 2.
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    /// Docker image manifest, schema 1, signed. It is refused.
+    pub const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
     /// Docker manifest list.
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     /// Docker image config.
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     /// Docker layer, gzip.
     pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+
+    /// Whether it is Docker's first kind of manifest, which names no blob by type and size.
+    pub fn is_schema_1(media_type: &str) -> bool {
+        media_type.starts_with("application/vnd.docker.distribution.manifest.v1+")
+    }
 
     /// Whether it is an index (OCI) or a manifest list (Docker).
     pub fn is_index(media_type: &str) -> bool {

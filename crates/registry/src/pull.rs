@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use content::{ByteRange, ByteStream, Digest, Hasher, ReadError, ReadErrorKind, Urgency};
 use futures::{StreamExt, TryStreamExt};
 
+use crate::ask::Auth;
 use crate::client::Client;
 use crate::manifest::Descriptor;
 use crate::reference::Reference;
@@ -52,7 +53,8 @@ impl Client {
         reference: &Reference,
         digest: &Digest,
     ) -> Result<Option<u64>, crate::RegistryError> {
-        self.head(reference, &format!("blobs/{digest}"), "looking for a blob in").await
+        let auth = Auth::pull(reference.repository());
+        self.head(reference, &format!("blobs/{digest}"), "looking for a blob in", &auth).await
     }
 }
 

@@ -1,33 +1,28 @@
-//! Uploads: blobs in one piece, mounts from other repositories, manifests.
+//! Pushing: blobs whose digest is known, mounts from other repositories, manifests.
 //!
-//! Mirrors have no part in this: what is pushed goes to the registry itself.
+//! What is pushed goes to the first host that is configured to take it, else to the registry itself.
 
-use std::sync::Arc;
+mod source;
+mod whole;
 
 use bytes::Bytes;
 use content::{ByteStream, Digest};
-use futures::StreamExt;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::header::{ACCEPT, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use url::Url;
 
 use crate::answer::status_error;
-use crate::client::{Ask, Auth, Client};
+use crate::ask::{Ask, Auth};
+use crate::client::Client;
 use crate::error::RegistryError;
 use crate::hosts::Endpoint;
+use crate::push::source::push_from;
 use crate::ranges::content_length;
 use crate::reference::Reference;
 use crate::retry::{Patience, Retry};
-use crate::transport::{Response, Trust, ceiling_of};
+use crate::transport::{Response, Trust, reach_of};
+use crate::upload::{Progress, UploadError};
 use crate::upstreams::name_of;
-
-/// An upload's answer comes after all bytes were sent and the registry has stored them.
-const UPLOAD_LIMIT: std::time::Duration = std::time::Duration::from_hours(6);
-/// How often a whole upload is tried again.
-const UPLOAD_TRIES: u32 = 3;
-
-/// Is told the bytes that were sent since it was told last.
-pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 
 impl Client {
     /// Whether the repository has the blob.
@@ -35,7 +30,9 @@ impl Client {
     /// # Errors
     /// What the registry answered, other than that it does not have it.
     pub async fn blob_exists(&self, reference: &Reference, digest: &Digest) -> Result<bool, RegistryError> {
-        Ok(self.head_blob(reference, digest).await?.is_some())
+        // As by who may push: of a repository that is not there yet, others learn nothing.
+        let (path, auth) = (format!("blobs/{digest}"), Auth::push(reference.repository()));
+        Ok(self.head(reference, &path, "looking for a blob in", &auth).await?.is_some())
     }
 
     /// Makes a blob of the repository `from`, on the same registry, a blob of the repository of `reference`
@@ -49,18 +46,22 @@ impl Client {
         digest: &Digest,
         from: &str,
     ) -> Result<bool, RegistryError> {
+        let patience = Patience::control();
         let doing = format!("mounting {digest} of {from} into {}", place(reference));
-        let endpoint = self.inner.base(reference.registry())?;
+        let endpoint = self.inner.push_base(reference.registry())?;
         let mut url = endpoint.url(&format!("{}/blobs/uploads/", reference.repository()));
         url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
         let scope = format!("repository:{}:pull,push repository:{from}:pull", reference.repository());
         let auth = Auth::Own(scope);
-        let response = self.control(&doing, &endpoint, Method::POST, url, HeaderMap::new(), &auth).await?;
+        let response =
+            self.control(&doing, &endpoint, Method::POST, url, HeaderMap::new(), &auth, patience).await?;
         match response.status() {
             StatusCode::CREATED => Ok(true),
             StatusCode::ACCEPTED => {
                 // An upload was opened instead.
-                self.take_back(&doing, &endpoint, &auth, &response).await;
+                if let Ok(at) = self.upload_url(&doing, &response) {
+                    self.close_session(&doing, &endpoint, &auth, at).await;
+                }
                 Ok(false)
             }
             _ => Err(status_error(&doing, response).await),
@@ -73,32 +74,43 @@ impl Client {
     /// # Errors
     /// What the registry answered, or that it could not be reached.
     pub async fn check_push(&self, reference: &Reference) -> Result<(), RegistryError> {
+        let patience = Patience::control();
         let doing = format!("trying to push to {}", place(reference));
-        let endpoint = self.inner.base(reference.registry())?;
+        let endpoint = self.inner.push_base(reference.registry())?;
         let url = endpoint.url(&format!("{}/blobs/uploads/", reference.repository()));
         let auth = Auth::push(reference.repository());
-        let response = self.control(&doing, &endpoint, Method::POST, url, HeaderMap::new(), &auth).await?;
+        let response =
+            self.control(&doing, &endpoint, Method::POST, url, HeaderMap::new(), &auth, patience).await?;
         if response.status() != StatusCode::ACCEPTED {
             return Err(status_error(&doing, response).await);
         }
-        self.take_back(&doing, &endpoint, &auth, &response).await;
+        if let Ok(at) = self.upload_url(&doing, &response) {
+            self.close_session(&doing, &endpoint, &auth, at).await;
+        }
         Ok(())
     }
 
-    /// Closes an upload that nothing will be sent to. Leaving it open would keep room at the registry.
-    async fn take_back(&self, doing: &str, endpoint: &Endpoint, auth: &Auth, opened: &Response) {
-        let Ok((url, trust)) = self.upload_url(doing, opened) else { return };
+    /// Takes back the upload whose place is `at`. Leaving it open would keep room at the registry.
+    pub(crate) async fn close_session(
+        &self,
+        doing: &str,
+        endpoint: &Endpoint,
+        auth: &Auth,
+        at: (Url, Trust),
+    ) {
+        let (url, trust) = at;
         // As for the upload itself: at another host the URL is its own permission.
         let nobody = Auth::Caller(None);
         let auth = if url.origin() == endpoint.base.origin() { auth } else { &nobody };
         let ask = Ask { trust, ..ask(doing, endpoint, Method::DELETE, url, auth) };
-        if let Err(error) = self.inner.ask(ask).await {
-            tracing::debug!(%error, "an unused upload stays open");
+        match self.inner.ask(ask).await {
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "an unused upload stays open"),
         }
     }
 
     /// Uploads a blob of `size` bytes. `bytes` makes the stream of them, anew for each attempt. A blob that
-    /// the repository has already is not sent.
+    /// the repository has already is not sent; a broken upload goes on where the registry says it is.
     ///
     /// # Errors
     /// What the registry answered, that it could not be reached, or what `bytes` failed with.
@@ -117,71 +129,26 @@ impl Client {
             return Ok(());
         }
         let doing = format!("pushing {digest} to {}", place(reference));
-        let mut retry = Retry::new(Patience::control());
-        let mut tries = 0;
+        let mut upload = self.begin(reference, doing.clone(), progress.clone()).await?;
+        let mut from = 0;
         loop {
-            tries += 1;
-            match self.push_once(&doing, reference, digest, size, bytes, progress.clone()).await {
+            let error = match push_from(&mut upload, &doing, digest, size, bytes, from).await {
                 Ok(()) => return Ok(()),
-                Err(error) if tries >= UPLOAD_TRIES => return Err(error),
-                Err(error) => {
-                    retry.progressed();
-                    retry.pause(self.inner.transport.counters(), error).await?;
+                Err(error) => error,
+            };
+            tracing::debug!(%error, from, "an upload broke");
+            match error {
+                UploadError::Lost(_) => from = upload.resume().await?,
+                UploadError::NoChunks(_) => {
+                    upload.cancel().await;
+                    return self.push_whole(&doing, reference, digest, size, bytes, progress).await;
+                }
+                UploadError::Failed(error) => {
+                    upload.cancel().await;
+                    return Err(error);
                 }
             }
         }
-    }
-
-    async fn push_once(
-        &self,
-        doing: &str,
-        reference: &Reference,
-        digest: &Digest,
-        size: u64,
-        bytes: &(dyn Fn() -> ByteStream + Send + Sync),
-        progress: Option<Progress>,
-    ) -> Result<(), RegistryError> {
-        let endpoint = self.inner.base(reference.registry())?;
-        let auth = Auth::push(reference.repository());
-        let url = endpoint.url(&format!("{}/blobs/uploads/", reference.repository()));
-        let opened = self.control(doing, &endpoint, Method::POST, url, HeaderMap::new(), &auth).await?;
-        if opened.status() != StatusCode::ACCEPTED {
-            return Err(status_error(doing, opened).await);
-        }
-        let (mut url, trust) = self.upload_url(doing, &opened)?;
-        url.query_pairs_mut().append_pair("digest", &digest.to_string());
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
-        let counters = Arc::clone(self.inner.transport.counters());
-        let body = move || {
-            let (counters, progress) = (Arc::clone(&counters), progress.clone());
-            let counted = bytes().inspect(move |chunk| {
-                if let Ok(chunk) = chunk {
-                    counters.sent(chunk.len());
-                    if let Some(progress) = &progress {
-                        progress(chunk.len() as u64);
-                    }
-                }
-            });
-            reqwest::Body::wrap_stream(counted)
-        };
-        // Some registries take uploads at another host, by a URL that is its own permission.
-        let elsewhere = url.origin() != endpoint.base.origin();
-        let nobody = Auth::Caller(None);
-        let auth = if elsewhere { &nobody } else { &auth };
-        let question = Ask {
-            headers,
-            body: Some(&body),
-            trust,
-            timeout: UPLOAD_LIMIT,
-            ..ask(doing, &endpoint, Method::PUT, url, auth)
-        };
-        let done = self.inner.ask(question).await?;
-        if done.status() != StatusCode::CREATED {
-            return Err(status_error(doing, done).await);
-        }
-        check_stored(doing, &done, digest)
     }
 
     /// Uploads a manifest or an index under the tag of `reference`, or under its digest if it has one.
@@ -200,7 +167,7 @@ impl Client {
             let host = reference.registry().to_owned();
             return Err(RegistryError::Digest { doing, host, expected, found: digest });
         }
-        let endpoint = self.inner.base(reference.registry())?;
+        let endpoint = self.inner.push_base(reference.registry())?;
         let auth = Auth::push(reference.repository());
         let url =
             endpoint.url(&format!("{}/manifests/{}", reference.repository(), reference.manifest_name()));
@@ -209,7 +176,7 @@ impl Client {
             .map_err(|_| RegistryError::Setup(format!("{media_type:?} is no media type")))?;
         headers.insert(CONTENT_TYPE, kind);
         let body = move || reqwest::Body::from(bytes.clone());
-        let mut retry = Retry::new(Patience::control());
+        let mut retry = Retry::new(self.inner.patience(Patience::control()));
         loop {
             let question = Ask {
                 headers: headers.clone(),
@@ -234,14 +201,15 @@ impl Client {
         reference: &Reference,
         path: &str,
         doing: &str,
+        auth: &Auth,
     ) -> Result<Option<u64>, RegistryError> {
         let doing = format!("{doing} {}", place(reference));
-        let endpoint = self.inner.base(reference.registry())?;
-        let auth = Auth::pull(reference.repository());
+        let endpoint = self.inner.push_base(reference.registry())?;
         let url = endpoint.url(&format!("{}/{path}", reference.repository()));
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-        let response = self.control(&doing, &endpoint, Method::HEAD, url, headers, &auth).await?;
+        let response =
+            self.control(&doing, &endpoint, Method::HEAD, url, headers, auth, Patience::control()).await?;
         match response.status() {
             StatusCode::OK => {
                 let length = content_length(response.headers()).ok().flatten();
@@ -253,7 +221,8 @@ impl Client {
     }
 
     /// A question without a body, put again while the registry is busy.
-    async fn control(
+    #[allow(clippy::too_many_arguments)] // The parts of one question.
+    pub(crate) async fn control(
         &self,
         doing: &str,
         endpoint: &Endpoint,
@@ -261,8 +230,9 @@ impl Client {
         url: Url,
         headers: HeaderMap,
         auth: &Auth,
+        patience: Patience,
     ) -> Result<Response, RegistryError> {
-        let mut retry = Retry::new(Patience::control());
+        let mut retry = Retry::new(self.inner.patience(patience));
         loop {
             let follow = method == Method::HEAD;
             let question = Ask {
@@ -282,7 +252,7 @@ impl Client {
     }
 
     /// Where an opened upload goes on.
-    fn upload_url(&self, doing: &str, opened: &Response) -> Result<(Url, Trust), RegistryError> {
+    pub(crate) fn upload_url(&self, doing: &str, opened: &Response) -> Result<(Url, Trust), RegistryError> {
         let location = opened.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         let url = location.and_then(|location| opened.url().join(location).ok());
         let url = url.ok_or_else(|| RegistryError::Corrupt {
@@ -290,13 +260,30 @@ impl Client {
             host: name_of(opened.url()),
             reason: "an opened upload without its location".to_owned(),
         })?;
-        let ceiling = ceiling_of(&url, opened, self.inner.upstreams.as_deref())
+        if opened.url().scheme() == "https" && url.scheme() != "https" {
+            return Err(RegistryError::Corrupt {
+                doing: doing.to_owned(),
+                host: name_of(opened.url()),
+                reason: format!(
+                    "it is asked over https and wants an upload at {} without: the proxy before it has to send it \
+                     the header X-Forwarded-Proto",
+                    name_of(&url)
+                ),
+            });
+        }
+        let reach = reach_of(&url, opened, self.inner.upstreams.as_deref())
             .map_err(|reason| RegistryError::Refused { doing: doing.to_owned(), reason })?;
-        Ok((url, Trust::UpTo(ceiling)))
+        Ok((url, Trust::UpTo(reach)))
     }
 }
 
-fn ask<'a>(doing: &'a str, endpoint: &'a Endpoint, method: Method, url: Url, auth: &'a Auth) -> Ask<'a> {
+pub(crate) fn ask<'a>(
+    doing: &'a str,
+    endpoint: &'a Endpoint,
+    method: Method,
+    url: Url,
+    auth: &'a Auth,
+) -> Ask<'a> {
     Ask {
         doing,
         endpoint,
@@ -312,7 +299,7 @@ fn ask<'a>(doing: &'a str, endpoint: &'a Endpoint, method: Method, url: Url, aut
 }
 
 /// Registries say what they stored.
-fn check_stored(doing: &str, done: &Response, digest: &Digest) -> Result<(), RegistryError> {
+pub(crate) fn check_stored(doing: &str, done: &Response, digest: &Digest) -> Result<(), RegistryError> {
     let stored = done.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
     match stored.and_then(|text| text.parse::<Digest>().ok()) {
         Some(found) if found != *digest => Err(RegistryError::Digest {
@@ -325,6 +312,6 @@ fn check_stored(doing: &str, done: &Response, digest: &Digest) -> Result<(), Reg
     }
 }
 
-fn place(reference: &Reference) -> String {
+pub(crate) fn place(reference: &Reference) -> String {
     format!("{}/{}", reference.registry(), reference.repository())
 }

@@ -35,6 +35,9 @@ pub enum ReferenceError {
     /// A URL was given.
     #[error("{0:?} is a URL: write the image reference without {1}")]
     Scheme(String, String),
+    /// An image's ID was given.
+    #[error("{0}… is the ID of an image, and no registry knows those: write its name, or name@sha256:…")]
+    Identifier(String),
     /// The part before the first slash is not a host.
     #[error("{0:?} is not a registry host, expected host[:port]")]
     Host(String),
@@ -142,6 +145,10 @@ impl FromStr for Reference {
         if let Some(at) = text.find("://") {
             let scheme = text.get(..at + 3).unwrap_or_default().to_owned();
             return Err(ReferenceError::Scheme(shorten(text), scheme));
+        }
+        // Docker refuses it too: it is what people copy from a list of images, and no name.
+        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+            return Err(ReferenceError::Identifier(text.chars().take(12).collect()));
         }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.parse::<Digest>()?)),
@@ -298,6 +305,19 @@ mod tests {
             ("127.0.0.1:5000/a/b__c/d--e", "127.0.0.1:5000/a/b__c/d--e:latest"),
             ("[::1]:5000/app", "[::1]:5000/app:latest"),
             ("Registry.Example/app", "registry.example/app:latest"),
+            // A colon without a slash behind it is a tag's, whatever stands before it.
+            ("localhost:5000", "docker.io/library/localhost:5000"),
+            ("localhost", "docker.io/library/localhost:latest"),
+            ("r.example:5000/app", "r.example:5000/app:latest"),
+            ("r.example:5000/app:5000", "r.example:5000/app:5000"),
+            ("r.example/python", "r.example/python:latest"),
+            ("docker.io/team/app", "docker.io/team/app:latest"),
+            ("registry.hub.docker.com/library/python", "docker.io/library/python:latest"),
+            ("HOST/app", "HOST/app:latest"),
+            ("1.2.3.4/app", "1.2.3.4/app:latest"),
+            ("a.b/c/d/e/f", "a.b/c/d/e/f:latest"),
+            ("app:V1.0-rc_1", "docker.io/library/app:V1.0-rc_1"),
+            ("xn--n3h.example/app", "xn--n3h.example/app:latest"),
         ] {
             assert_eq!(text.parse::<Reference>().unwrap().to_string(), whole, "{text}");
         }
@@ -348,6 +368,19 @@ mod tests {
             "r.example/a@sha256:12",
             "r.example/a\r\nb",
             "r.example/a?b",
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "r.example/a@md5:d41d8cd98f00b204e9800998ecf8427e",
+            "r.example/a@@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "r_x.example/a",
+            "r.example:0/a",
+            "/a",
+            "a/",
+            ":tag",
+            "@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "a:b:c",
+            " python",
+            "python ",
+            "py\u{e9}",
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?} was taken for a reference");
         }

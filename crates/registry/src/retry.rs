@@ -42,7 +42,12 @@ impl Patience {
         Self { answer: Duration::from_secs(answer), total: Duration::from_secs(total), unreachable: u32::MAX }
     }
 
-    /// Manifests, tokens, uploads: somebody at a terminal, or containerd with its own time limit. A registry
+    /// An upload that has begun: the registry was there, and what was sent is worth waiting for a restart.
+    pub(crate) const fn upload() -> Self {
+        Self { answer: Duration::from_secs(30), total: Duration::from_mins(2), unreachable: u32::MAX }
+    }
+
+    /// Manifests, tokens, the beginnings of uploads: somebody at a terminal, or containerd with its own time limit. A registry
     /// that is not there is told within seconds.
     pub(crate) const fn control() -> Self {
         Self { answer: Duration::from_secs(30), total: Duration::from_mins(1), unreachable: 4 }
@@ -111,7 +116,8 @@ impl Retry {
             None => self.wait.mul_f64(rand::random_range(0.5..=1.0)),
         };
         self.wait = (self.wait * 2).min(LONGEST_WAIT);
-        (now + wait < self.deadline).then_some(wait)
+        // An hour or an age: a time that no clock has is beyond the deadline too.
+        now.checked_add(wait).filter(|then| *then < self.deadline).map(|_| wait)
     }
 }
 
@@ -131,11 +137,14 @@ const MONTHS: [&str; 12] =
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, the one date form that RFC 9110 lets servers send.
 fn parse_http_date(text: &str) -> Option<SystemTime> {
     let mut words = text.split_once(", ")?.1.split(' ');
-    let day: u64 = words.next()?.parse().ok()?;
+    let day: u64 = words.next()?.parse().ok().filter(|day| *day <= 31)?;
     let month = words.next()?;
     let year: u64 = words.next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
     let mut clock = words.next()?.split(':').map(|part| part.parse::<u64>().ok());
     let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    if hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
     let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
     // Days since 1970-01-01 in the proleptic Gregorian calendar, counted in years that start in March.
     let (shifted_year, shifted_month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
@@ -157,6 +166,25 @@ mod tests {
         assert_eq!(seconds("Thu, 01 Jan 1970 00:00:00 GMT"), 0);
         assert_eq!(seconds("Thu, 29 Feb 2024 12:00:00 GMT"), 1_709_208_000);
         assert!(parse_http_date("yesterday").is_none());
+        for odd in [
+            "Sun, 18446744073709551615 Nov 1994 08:49:37 GMT",
+            "Sun, 06 Nov 1994 18446744073709551615:49:37 GMT",
+            "Sun, 06 Nov 1994 08:49:18446744073709551615 GMT",
+            "Sun, 32 Nov 1994 08:49:37 GMT",
+            "Sun, 06 Nov 1994 24:00:00 GMT",
+        ] {
+            assert!(parse_http_date(odd).is_none(), "{odd}");
+        }
+    }
+
+    /// More seconds than a clock has.
+    #[test]
+    fn a_wait_without_an_end_is_not_waited() {
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::RETRY_AFTER, http::HeaderValue::from(u64::MAX));
+        let asked_for = retry_after(&headers);
+        assert_eq!(asked_for, Some(Duration::from_secs(u64::MAX)));
+        assert!(Retry::new(Patience::control()).next(asked_for, Instant::now()).is_none());
     }
 
     #[test]

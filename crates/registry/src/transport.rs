@@ -7,12 +7,11 @@
 //! Each hop has a *ceiling* ([`Zone`]): a host that the user configured may lie anywhere; one that the
 //! network named may lie only outside unless it is listed; and a redirect may go no further inside than the
 //! address that sent it, so that a public registry cannot send this node to its own metadata service.
-//! A connection pool exists for each ceiling, because a pool reuses connections without resolving again.
+//! What goes through an HTTP proxy ([`crate::Proxies`]) has no address that could be checked; only chains of
+//! requests that begin at a host that somebody configured go there.
 
-use std::collections::HashMap;
-use std::error::Error as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,18 +21,15 @@ use serde::Serialize;
 use url::Url;
 
 use crate::error::RegistryError;
+use crate::failure::{blame_proxy, failure};
+use crate::pools::{Pools, Way};
+use crate::proxies::Proxies;
+use crate::tls::Tls;
 use crate::upstreams::{Allowed, UpstreamError, Upstreams, check_form, check_literal, name_of};
-use crate::zone::{BeyondCeiling, CeilingResolver, Zone};
+use crate::zone::Zone;
 
 /// More redirects in a row than any registry needs.
 const MAX_REDIRECTS: usize = 5;
-/// A host that does not complete a handshake in this time is as good as down; the next one is asked.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle connections kept per host: as many as parallel ranges of one layer.
-const IDLE_PER_HOST: usize = 8;
-/// HTTP/2 windows. The protocol's 64 KiB would hold one stream to 26 Mbit/s at 20 ms.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// How the first hop of a request came to be named.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,8 +38,17 @@ pub(crate) enum Trust {
     Configured,
     /// The network named it: the allow-list decides.
     Named,
-    /// An answer named it, and this was found to be its ceiling ([`ceiling_of`]).
-    UpTo(Zone),
+    /// An answer named it, and this was found to be how far it may reach ([`reach_of`]).
+    UpTo(Reach),
+}
+
+/// How far a request may reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reach {
+    /// The furthest inside that its address may lie.
+    pub ceiling: Zone,
+    /// Whether it may go through a proxy: whether the chain that it belongs to began at a configured host.
+    pub by_proxy: bool,
 }
 
 /// Counts of what went over the wire, over all clones of a client.
@@ -104,8 +109,8 @@ pub(crate) struct Request<'a> {
     pub headers: HeaderMap,
     pub body: Option<reqwest::Body>,
     pub trust: Trust,
-    /// Whether certificates of the first host are not checked.
-    pub insecure: bool,
+    /// For the first host and no other.
+    pub tls: Arc<Tls>,
     pub follow: bool,
     /// For the head of the answer, over all hops.
     pub timeout: Duration,
@@ -116,6 +121,9 @@ pub(crate) struct Response {
     inner: reqwest::Response,
     counters: Arc<Counters>,
     known: Option<bool>,
+    /// Whether it came through a proxy, and whether it might have.
+    came_by_proxy: bool,
+    may_by_proxy: bool,
 }
 
 impl Response {
@@ -141,8 +149,16 @@ impl Response {
         self.inner.url()
     }
 
-    /// The zone that the answer came from.
-    pub(crate) fn zone(&self) -> Zone {
+    /// How far the place of this answer may be asked again.
+    pub(crate) fn reach(&self) -> Reach {
+        Reach { ceiling: self.zone(), by_proxy: self.may_by_proxy }
+    }
+
+    /// The zone that the answer came from. A proxy stands between us and the outside, wherever it lies.
+    fn zone(&self) -> Zone {
+        if self.came_by_proxy {
+            return Zone::Public;
+        }
         self.inner.remote_addr().map_or(Zone::Public, |address| Zone::of(address.ip()))
     }
 
@@ -158,64 +174,18 @@ impl Response {
 
 /// The connection pools, and the policy.
 pub(crate) struct Transport {
-    pools: Mutex<HashMap<(Zone, bool), reqwest::Client>>,
-    extra_roots: Vec<reqwest::Certificate>,
-    user_agent: String,
+    pools: Pools,
+    proxies: Proxies,
     counters: Arc<Counters>,
 }
 
 impl Transport {
-    /// Pools whose TLS trusts the system's roots and `extra_roots` (PEM, any number of certificates each).
-    pub(crate) fn new(user_agent: &str, extra_roots: &[Vec<u8>]) -> Result<Self, RegistryError> {
-        // The binary has done this already; a test or a tool may not have. The second time is no error.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let mut roots = Vec::new();
-        for pem in extra_roots {
-            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| {
-                RegistryError::Setup(format!("an additional CA file holds no PEM certificates: {error}"))
-            })?;
-            roots.extend(certificates);
-        }
-        Ok(Self {
-            pools: Mutex::default(),
-            extra_roots: roots,
-            user_agent: user_agent.to_owned(),
-            counters: Arc::default(),
-        })
+    pub(crate) fn new(pools: Pools, proxies: Proxies) -> Self {
+        Self { pools, proxies, counters: Arc::default() }
     }
 
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.counters
-    }
-
-    fn pool(&self, ceiling: Zone, insecure: bool) -> Result<reqwest::Client, RegistryError> {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = pools.get(&(ceiling, insecure)) {
-            return Ok(pool.clone());
-        }
-        let builder = || {
-            reqwest::Client::builder()
-                .user_agent(&self.user_agent)
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .no_proxy()
-                .tcp_nodelay(true)
-                .connect_timeout(CONNECT_TIMEOUT)
-                .pool_max_idle_per_host(IDLE_PER_HOST)
-                .http2_initial_stream_window_size(STREAM_WINDOW)
-                .http2_initial_connection_window_size(CONNECTION_WINDOW)
-                .tls_danger_accept_invalid_certs(insecure)
-                .dns_resolver(Arc::new(CeilingResolver(ceiling)))
-        };
-        let with_system_roots = builder().tls_certs_merge(self.extra_roots.iter().cloned()).build();
-        let pool = with_system_roots.or_else(|error| {
-            // A machine without ca-certificates still talks to plain-HTTP and extra-CA registries.
-            tracing::warn!(%error, "no CA certificates on this machine: https registries need an extra CA file");
-            builder().tls_certs_only(self.extra_roots.iter().cloned()).build()
-        });
-        let pool = pool.map_err(|error| RegistryError::Setup(chain(&error)))?;
-        pools.insert((ceiling, insecure), pool.clone());
-        Ok(pool)
     }
 
     /// Sends `request`, and follows redirects if it may.
@@ -227,44 +197,50 @@ impl Transport {
         request: Request<'_>,
         upstreams: Option<&Upstreams>,
     ) -> Result<Response, RegistryError> {
-        let Request { doing, method, url, headers, body, trust, insecure, follow, timeout } = request;
+        let Request { doing, method, url, headers, body, trust, tls, follow, timeout } = request;
         let first_host = name_of(&url);
-        let hops = self.hops(Hops { doing, method, url, headers, body, trust, insecure, follow, upstreams });
+        let hops = self.hops(Hops { doing, method, url, headers, body, trust, tls, follow, upstreams });
         tokio::time::timeout(timeout, hops).await.unwrap_or_else(|_| {
             Err(RegistryError::Timeout { doing: doing.to_owned(), host: first_host, after: timeout })
         })
     }
 
     async fn hops(&self, hops: Hops<'_>) -> Result<Response, RegistryError> {
-        let Hops { doing, method, mut url, mut headers, mut body, trust, mut insecure, follow, upstreams } =
-            hops;
+        let Hops { doing, method, mut url, mut headers, mut body, trust, mut tls, follow, upstreams } = hops;
         let refused = |reason| RegistryError::Refused { doing: doing.to_owned(), reason };
-        let mut ceiling = match trust {
-            Trust::Configured => check_form(&url).map(|()| Zone::Special).map_err(refused)?,
-            Trust::Named => named_ceiling(&url, upstreams).map_err(refused)?,
-            Trust::UpTo(zone) => {
+        let mut reach = match trust {
+            Trust::Configured => check_form(&url).map(|()| ANYWHERE).map_err(refused)?,
+            Trust::Named => named_reach(&url, upstreams).map_err(refused)?,
+            Trust::UpTo(reach) => {
                 check_form(&url).map_err(refused)?;
-                check_literal(&url, zone).map_err(|beyond| refused(beyond.into()))?;
-                zone
+                check_literal(&url, reach.ceiling).map_err(|beyond| refused(beyond.into()))?;
+                reach
             }
         };
         for _ in 0..=MAX_REDIRECTS {
-            let mut call =
-                self.pool(ceiling, insecure)?.request(method.clone(), url.clone()).headers(headers.clone());
+            let proxy = self.proxies.of(&url).filter(|_| reach.by_proxy);
+            let came_by_proxy = proxy.is_some();
+            // The proxy is configured: its own address may lie anywhere.
+            let ceiling = if came_by_proxy { Zone::Special } else { reach.ceiling };
+            let pool = self.pools.of(&Way { ceiling, tls: Arc::clone(&tls), proxy: proxy.cloned() })?;
+            let mut call = pool.request(method.clone(), url.clone()).headers(headers.clone());
             if let Some(body) = body.take() {
                 call = call.body(body);
             }
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
-            let inner = call.send().await.map_err(|error| failure(doing, &url, &error))?;
-            let response = Response { inner, counters: Arc::clone(&self.counters), known: None };
+            let sent = call.send().await;
+            let inner = sent.map_err(|error| blame_proxy(failure(doing, &url, &error), proxy))?;
+            let counters = Arc::clone(&self.counters);
+            let may_by_proxy = reach.by_proxy;
+            let response = Response { inner, counters, known: None, came_by_proxy, may_by_proxy };
             let Some(target) = redirect_target(&response).filter(|_| follow) else {
                 return Ok(response);
             };
             self.counters.redirects.fetch_add(1, Ordering::Relaxed);
-            ceiling = ceiling_of(&target, &response, upstreams).map_err(refused)?;
+            reach = reach_of(&target, &response, upstreams).map_err(refused)?;
             if target.origin() != url.origin() {
                 headers = harmless(&headers);
-                insecure = false;
+                tls = Arc::default();
             }
             url = target;
         }
@@ -280,15 +256,18 @@ struct Hops<'a> {
     headers: HeaderMap,
     body: Option<reqwest::Body>,
     trust: Trust,
-    insecure: bool,
+    tls: Arc<Tls>,
     follow: bool,
     upstreams: Option<&'a Upstreams>,
 }
 
-fn named_ceiling(url: &Url, upstreams: Option<&Upstreams>) -> Result<Zone, UpstreamError> {
+/// For what somebody configured.
+const ANYWHERE: Reach = Reach { ceiling: Zone::Special, by_proxy: true };
+
+fn named_reach(url: &Url, upstreams: Option<&Upstreams>) -> Result<Reach, UpstreamError> {
     match upstreams.unwrap_or(&Upstreams::default()).decide(url)? {
-        Allowed::Listed => Ok(Zone::Special),
-        Allowed::UpTo(zone) => Ok(zone),
+        Allowed::Listed => Ok(ANYWHERE),
+        Allowed::UpTo(ceiling) => Ok(Reach { ceiling, by_proxy: false }),
     }
 }
 
@@ -304,19 +283,22 @@ fn harmless(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// Where an answer may send us: anywhere that is listed, else no further inside than where it came from.
-pub(crate) fn ceiling_of(
+pub(crate) fn reach_of(
     target: &Url,
     response: &Response,
     upstreams: Option<&Upstreams>,
-) -> Result<Zone, UpstreamError> {
+) -> Result<Reach, UpstreamError> {
     check_form(target)?;
     if upstreams.is_some_and(|upstreams| upstreams.lists(target)) {
-        return Ok(Zone::Special);
+        return Ok(ANYWHERE);
     }
     let same_host = target.host() == response.url().host();
     let ceiling = if same_host { response.zone() } else { response.zone().min(Zone::Loopback) };
-    check_literal(target, ceiling)?;
-    Ok(ceiling)
+    // The same name through the same proxy is no new place, whatever it looks like.
+    if !(same_host && response.came_by_proxy) {
+        check_literal(target, ceiling)?;
+    }
+    Ok(Reach { ceiling, by_proxy: response.may_by_proxy })
 }
 
 fn redirect_target(response: &Response) -> Option<Url> {
@@ -328,74 +310,13 @@ fn redirect_target(response: &Response) -> Option<Url> {
     response.url().join(location).ok()
 }
 
-/// A failed request, told by its innermost causes: the outer ones repeat the URL, which may hold secrets.
-pub(crate) fn failure(doing: &str, url: &Url, error: &reqwest::Error) -> RegistryError {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(beyond) = inner.downcast_ref::<BeyondCeiling>() {
-            return RegistryError::Refused { doing: doing.to_owned(), reason: beyond.clone().into() };
-        }
-        if let Some(reason) = inner.downcast_ref::<content::ReadError>() {
-            return RegistryError::Source { doing: doing.to_owned(), reason: reason.clone() };
-        }
-        if is_tls_refusal(inner) {
-            return RegistryError::Tls { doing: doing.to_owned(), host: name_of(url), reason: chain(error) };
-        }
-        cause = inner.source();
-    }
-    if error.is_timeout() {
-        return RegistryError::Timeout {
-            doing: doing.to_owned(),
-            host: name_of(url),
-            after: CONNECT_TIMEOUT,
-        };
-    }
-    RegistryError::Connect { doing: doing.to_owned(), host: name_of(url), reason: chain(error) }
-}
-
-/// Whether a handshake failed for a reason that the next one would fail for as well.
-fn is_tls_refusal(cause: &(dyn std::error::Error + 'static)) -> bool {
-    // An I/O error hides what it carries from `source`, and may carry another one.
-    let mut innermost: &(dyn std::error::Error + 'static) = cause;
-    while let Some(inner) = innermost.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-        innermost = inner;
-    }
-    matches!(
-        innermost.downcast_ref(),
-        Some(
-            rustls::Error::InvalidCertificate(_)
-                | rustls::Error::InvalidMessage(_)
-                | rustls::Error::PeerIncompatible(_)
-        )
-    )
-}
-
-/// What the HTTP library says of a failed connection before it says why.
-const EMPTY_WORDS: [&str; 4] =
-    ["client error (Connect)", "tcp connect error", "dns error", "error resolving DNS"];
-
-/// The causes of `error`, without the error itself.
-fn chain(error: &reqwest::Error) -> String {
-    let mut words: Vec<String> = Vec::new();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let text = inner.to_string();
-        let says_more = !EMPTY_WORDS.contains(&text.as_str());
-        if says_more && words.last().is_none_or(|last| !last.contains(&text)) {
-            words.push(text);
-        }
-        cause = inner.source();
-    }
-    if words.is_empty() { "the connection failed".to_owned() } else { words.join(": ") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn a_refused_address_is_named_as_such() {
-        let transport = Transport::new("test", &[]).unwrap();
+        let transport = Transport::new(Pools::new("test", &[]).unwrap(), Proxies::none());
         let upstreams = Upstreams::new(&[], true).unwrap();
         let request = |url: &str| Request {
             doing: "testing",
@@ -404,7 +325,7 @@ mod tests {
             headers: HeaderMap::new(),
             body: None,
             trust: Trust::Named,
-            insecure: false,
+            tls: Arc::default(),
             follow: true,
             timeout: Duration::from_secs(5),
         };

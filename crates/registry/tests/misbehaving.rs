@@ -180,10 +180,7 @@ async fn mirrors_are_asked_first_and_left_when_they_fail() {
     let mut hosts = HostsConfig::new();
     let mut headers = http::HeaderMap::new();
     headers.insert("x-dragonfly-registry", "https://index.docker.io".parse().unwrap());
-    hosts.add(
-        &registry.host(),
-        Mirror { host: mirror.host(), insecure: true, headers, request_timeout: None },
-    );
+    hosts.add(&registry.host(), Mirror { host: mirror.host(), insecure: true, headers, ..Mirror::default() });
     let client = Client::new(ClientConfig { hosts, ..ClientConfig::default() }).unwrap();
     let origin = origin_at(&client, &registry, &blob, Some(LEN as u64));
     for start in [0, 1000, 2000] {

@@ -13,7 +13,8 @@ use common::{Server, full, noise, serve_blob, status};
 use content::{ByteRange, Digest, Locator, ReadErrorKind, Urgency};
 use http::Response;
 use registry::{
-    Client, ClientConfig, Credential, CredentialSource, Reference, RegistryError, UpstreamRule, Upstreams,
+    Client, ClientConfig, Credential, CredentialSource, Proxies, Reference, RegistryError, UpstreamRule,
+    Upstreams,
 };
 
 const CANARY: &str = "canary-secret";
@@ -153,6 +154,46 @@ async fn what_the_network_names_is_asked_only_if_it_is_listed() {
     for bad in ["x/../../y", "UPPER", ""] {
         let wrong = Locator { repository: bad.to_owned(), ..locator.clone() };
         assert!(listed.origin_of(&wrong, None).is_err(), "{bad:?}");
+    }
+}
+
+/// Another node's word is not enough to send a password through the network in the clear.
+#[tokio::test]
+async fn a_place_without_tls_that_the_network_names_gets_no_credentials() {
+    let server = Server::start(|seen, _| {
+        let answer = match seen.header("authorization") {
+            Some(_) => serve_blob(&seen, &noise(1000)),
+            None => Response::builder()
+                .status(401)
+                .header("www-authenticate", "Basic realm=\"test\"")
+                .body(full(""))
+                .unwrap(),
+        };
+        async move { answer }
+    })
+    .await;
+    // By way of a proxy, a name means what the test wants.
+    let host = "r.example".to_owned();
+    let proxies = Proxies::from_variables(|name| (name == "HTTP_PROXY").then(|| server.host())).unwrap();
+    let rule = UpstreamRule { host: Some(host.clone()), ..UpstreamRule::default() };
+    let locator = Locator {
+        registry: format!("http://{host}"),
+        repository: "team/app".to_owned(),
+        digest: Digest::of(&noise(1000)),
+    };
+    for plain_http in [vec![], vec![host.clone()]] {
+        let trusted = !plain_http.is_empty();
+        let config = ClientConfig {
+            credentials: owner_of(&host),
+            upstreams: Some(Upstreams::new(std::slice::from_ref(&rule), false).unwrap()),
+            plain_http,
+            proxies: proxies.clone(),
+            ..ClientConfig::default()
+        };
+        let tail = Client::new(config).unwrap().origin_of(&locator, None).unwrap().tail(10).await;
+        assert_eq!(tail.is_ok(), trusted, "{tail:?}");
+        let told = server.requests().iter().any(|seen| seen.header("authorization").is_some());
+        assert_eq!(told, trusted);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use registry::{ClientConfig, CredentialSource, HostsConfig};
+use registry::{ClientConfig, CredentialSource, HostsConfig, Proxies};
 
 /// How registries are reached.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +32,7 @@ impl Registries {
             hosts: self.hosts.clone(),
             credentials: CredentialSource::DockerConfig(self.docker_config.clone()),
             plain_http: self.plain_http.clone(),
+            proxies: Proxies::from_env()?,
             ..ClientConfig::default()
         })?)
     }

@@ -10,7 +10,6 @@
 )]
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::future::Future;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -27,7 +26,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 pub type Body = BoxBody<Bytes, std::io::Error>;
@@ -39,9 +39,18 @@ pub struct Seen {
     pub path: String,
     pub query: String,
     pub headers: HeaderMap,
+    pub body: Bytes,
+    /// Whether a certificate was shown.
+    pub identified: bool,
 }
 
 impl Seen {
+    /// The value of `name` in the query.
+    pub fn query(&self, name: &str) -> Option<String> {
+        let mut pairs = url::form_urlencoded::parse(self.query.as_bytes());
+        pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    }
+
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
@@ -59,7 +68,19 @@ impl Server {
     pub async fn start<F, R>(answer: F) -> Self
     where
         F: Fn(Seen, usize) -> R + Send + Sync + 'static,
-        R: Future<Output = Response<Body>> + Send,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::start_with(|tcp| async { Some((tcp, false)) }, answer).await
+    }
+
+    /// The same behind a handshake, which tells whether a certificate was shown.
+    pub async fn start_with<H, S, T, F, R>(handshake: H, answer: F) -> Self
+    where
+        H: Fn(TcpStream) -> S + Send + Sync + 'static,
+        S: Future<Output = Option<(T, bool)>> + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Fn(Seen, usize) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -69,26 +90,10 @@ impl Server {
         let task = tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
-                    async move {
-                        let seen = Seen {
-                            method: request.method().clone(),
-                            path: request.uri().path().to_owned(),
-                            query: request.uri().query().unwrap_or_default().to_owned(),
-                            headers: request.headers().clone(),
-                        };
-                        let before = {
-                            let mut log = log.lock().unwrap();
-                            log.push(seen.clone());
-                            log.len() - 1
-                        };
-                        Ok::<_, Infallible>(answer(seen, before).await)
-                    }
-                });
+                let connected = handshake(tcp);
                 tokio::spawn(async move {
-                    let server = auto::Builder::new(TokioExecutor::new());
-                    let _ = server.serve_connection(TokioIo::new(tcp), service).await;
+                    let Some((stream, identified)) = connected.await else { return };
+                    serve_connection(stream, identified, answer, log).await;
                 });
             }
         });
@@ -102,6 +107,40 @@ impl Server {
     pub fn requests(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
+}
+
+async fn serve_connection<S, F, R>(stream: S, identified: bool, answer: Arc<F>, log: Arc<Mutex<Vec<Seen>>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Seen, usize) -> R + Send + Sync + 'static,
+    R: Future<Output = Response<Body>> + Send + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
+        async move {
+            let (head, body) = request.into_parts();
+            let seen = Seen {
+                method: head.method,
+                path: head.uri.path().to_owned(),
+                query: head.uri.query().unwrap_or_default().to_owned(),
+                headers: head.headers,
+                body: body.collect().await.map_err(std::io::Error::other)?.to_bytes(),
+                identified,
+            };
+            let before = {
+                let mut log = log.lock().unwrap();
+                log.push(seen.clone());
+                log.len() - 1
+            };
+            let answer = answer(seen, before).await;
+            match answer.extensions().get::<HangUp>() {
+                Some(HangUp) => Err(std::io::Error::other("hung up on purpose")),
+                None => Ok(answer),
+            }
+        }
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
 impl Drop for Server {
@@ -132,6 +171,16 @@ pub fn chunked(bytes: &Bytes) -> Body {
     let parts: Vec<_> =
         bytes.chunks(1000).map(|part| Ok(Frame::data(Bytes::copy_from_slice(part)))).collect();
     BodyExt::boxed(StreamBody::new(stream::iter(parts)))
+}
+
+#[derive(Clone, Copy)]
+struct HangUp;
+
+/// No answer: the connection is closed.
+pub fn hang_up() -> Response<Body> {
+    let mut answer = status(500);
+    answer.extensions_mut().insert(HangUp);
+    answer
 }
 
 pub fn status(status: u16) -> Response<Body> {
@@ -178,7 +227,8 @@ pub fn noise(len: usize) -> Bytes {
 pub struct RealRegistry {
     pub host: String,
     child: Child,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+    auth: String,
 }
 
 impl RealRegistry {
@@ -193,46 +243,125 @@ impl RealRegistry {
         } else {
             String::new()
         };
-        let config = format!(
-            "version: 0.1\nlog:\n  level: info\n  formatter: json\nstorage:\n  filesystem:\n    rootdirectory: {}\n  \
-             delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:0\n{auth}",
-            folder.path().join("data").display()
-        );
-        let path = folder.path().join("config.yml");
-        std::fs::write(&path, config).unwrap();
-        let spawned = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&path)
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut child = match spawned {
-            Ok(child) => child,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                eprintln!("SKIPPED: docker-registry is not installed (apt-get install docker-registry)");
-                return None;
-            }
-            Err(error) => panic!("docker-registry: {error}"),
-        };
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = loop {
-            let line = lines.next().expect("docker-registry ended").unwrap();
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect();
-            }
-        };
-        // Its log is read to the end, so that it never waits for us.
-        std::thread::spawn(move || lines.for_each(drop));
-        Some(Self { host: address, child, _folder: folder })
+        Self::start_in(folder, auth)
     }
+
+    /// With the section `auth` of its configuration, and its files in `folder`.
+    pub fn start_in(folder: tempfile::TempDir, auth: String) -> Option<Self> {
+        let (host, child) = serve(folder.path(), "127.0.0.1:0", &auth)?;
+        Some(Self { host, child, folder, auth })
+    }
+
+    /// Ends it as a power cut does.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again, at the same address and with the same files.
+    pub fn restart(&mut self) {
+        self.kill();
+        (_, self.child) = serve(self.folder.path(), &self.host, &self.auth).unwrap();
+    }
+}
+
+fn serve(folder: &std::path::Path, address: &str, auth: &str) -> Option<(String, Child)> {
+    // Without a secret of its own, a restarted registry knows none of the uploads that it had open.
+    let config = format!(
+        "version: 0.1\nlog:\n  level: info\n  formatter: json\nstorage:\n  filesystem:\n    rootdirectory: {}\n  \
+         delete:\n    enabled: true\nhttp:\n  addr: {address}\n  secret: of-this-test\n{auth}",
+        folder.join("data").display()
+    );
+    let path = folder.join("config.yml");
+    std::fs::write(&path, config).unwrap();
+    let spawned = Command::new("docker-registry")
+        .arg("serve")
+        .arg(&path)
+        .env("OTEL_TRACES_EXPORTER", "none")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("SKIPPED: docker-registry is not installed (apt-get install docker-registry)");
+            return None;
+        }
+        Err(error) => panic!("docker-registry: {error}"),
+    };
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let address = loop {
+        let line = lines.next().expect("docker-registry ended").unwrap();
+        if let Some((_, rest)) = line.split_once("listening on ") {
+            break rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect();
+        }
+    };
+    // Its log is read to the end, so that it never waits for us.
+    std::thread::spawn(move || lines.for_each(drop));
+    Some((address, child))
 }
 
 impl Drop for RealRegistry {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
+    }
+}
+
+/// Forwards TCP connections to `to`, and cuts the one that carries byte `after` of all that go there.
+pub struct Cutter {
+    pub address: SocketAddr,
+    /// How many connections were cut: one, or none yet.
+    pub cuts: Arc<std::sync::atomic::AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Cutter {
+    pub async fn start(to: String, after: usize) -> Self {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let cuts = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&cuts);
+        let carried = Arc::new(AtomicUsize::new(0));
+        let task = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (to, count, carried) = (to.clone(), Arc::clone(&count), Arc::clone(&carried));
+                tokio::spawn(async move {
+                    let Ok(mut far) = TcpStream::connect(&to).await else { return };
+                    let (mut near_in, mut near_out) = near.split();
+                    let (mut far_in, mut far_out) = far.split();
+                    let there = async {
+                        let mut buffer = vec![0; 64 << 10];
+                        while let Ok(size @ 1..) = near_in.read(&mut buffer).await {
+                            let before = carried.fetch_add(size, Ordering::SeqCst);
+                            if far_out.write_all(&buffer[..size]).await.is_err() {
+                                return;
+                            }
+                            if before <= after && before + size > after {
+                                count.fetch_add(1, Ordering::SeqCst);
+                                return;
+                            }
+                        }
+                    };
+                    let back = tokio::io::copy(&mut far_in, &mut near_out);
+                    // Whoever ends first ends both: the sockets are closed.
+                    tokio::select! { () = there => {}, _ = back => {} }
+                });
+            }
+        });
+        Self { address, cuts, task }
+    }
+
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

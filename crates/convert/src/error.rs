@@ -6,12 +6,20 @@ use content::{Digest, ReadError};
 use estargz::BuildError;
 use registry::RegistryError;
 
+use crate::place::PlaceError;
+
 /// A failed conversion or inspection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
     /// A conversation with a registry failed; the message says how to go on.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A place could not be read or written.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The options do not fit together.
+    #[error("{0}")]
+    Options(&'static str),
     /// A blob of the source could not be read.
     #[error("reading layer or config {digest}: {reason}")]
     Read {
@@ -83,7 +91,7 @@ pub enum ConvertError {
         /// What it is.
         found: Digest,
     },
-    /// The layer cannot be an eStargz layer.
+    /// The layer cannot be converted.
     #[error("converting layer {digest}: {reason}")]
     Build {
         /// The layer.
@@ -91,8 +99,8 @@ pub enum ConvertError {
         /// Why.
         reason: BuildError,
     },
-    /// There is no room for a converted layer.
-    #[error("no room for converted layers in {}: free some space, or name another directory by TMPDIR", .dir.display())]
+    /// There is no room for an inflated layer.
+    #[error("no room for an inflated layer in {}: free some space, or name another directory by TMPDIR", .dir.display())]
     DiskFull {
         /// The directory.
         dir: PathBuf,
@@ -105,7 +113,7 @@ pub enum ConvertError {
         /// What the system says.
         reason: std::io::Error,
     },
-    /// The process is shutting down.
+    /// The conversion is not wanted any more.
     #[error("the conversion was interrupted")]
     Interrupted,
 }

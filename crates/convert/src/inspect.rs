@@ -1,42 +1,86 @@
 //! Looking into an image without pulling it: manifests, and of each layer its last bytes.
+//!
+//! A layer's table of contents stands at its end, so a few hundred kilobytes tell everything about gigabytes:
+//! which files there are, what a start would fetch, whether the table is the one that the manifest pins. No
+//! blob is ever read whole; what only a whole reading tells is `verify`'s.
 
 use std::fmt;
 
-use bytes::Bytes;
-use content::{ByteRange, Digest, Urgency};
-use estargz::footer::FooterError;
-use estargz::{
-    Kind, Landmark, TOC_DIGEST_ANNOTATION, TailError, TailState, Toc, TocLimits,
-    UNCOMPRESSED_SIZE_ANNOTATION, open_tail,
-};
+use content::Digest;
+use estargz::audit::list_toc;
+use estargz::{BlobKind, Landmark, TOC_DIGEST_ANNOTATION, Toc, TocLimits, UNCOMPRESSED_SIZE_ANNOTATION};
 use futures::stream::{self, StreamExt, TryStreamExt};
-use registry::{Client, Descriptor, Index, Manifest, Reference, media_type};
+use registry::{Descriptor, media_type};
 use serde::Serialize;
-use serde_json::Value;
 
-use crate::convert::{document, pick, platform_of, platforms, read_config};
-use crate::error::ConvertError;
-use crate::platform::{self, PlatformSpec};
+use crate::place::ImageSource;
+use crate::platform::PlatformSpec;
 
-/// How much of a layer's end is fetched at first: the TOC of some four thousand files.
-const TAIL: u64 = 256 * 1024;
+mod digests;
+mod error;
+mod files;
+pub(crate) mod find;
+pub(crate) mod image;
+pub(crate) mod show;
+
+pub use digests::{LayerToc, TocDigests, toc_digests};
+pub use error::LookError;
+pub use files::FileReport;
+pub(crate) use files::kind_word;
+
+use find::{ExternalTocs, Found, FoundToc, find_toc};
+use image::{Image, images};
 
 /// Layers that are looked into at once.
 const AT_ONCE: usize = 8;
 
+/// Annotations by which an image pins the compressed TOC of a zstd:chunked layer: stargz-snapshotter's, and
+/// that of containers/storage.
+const CHECKSUM_ANNOTATIONS: [&str; 2] =
+    ["io.containers.zstd-chunked.manifest-checksum", "io.github.containers.zstd-chunked.manifest-checksum"];
+
+/// What is looked for.
+#[derive(Clone, Debug, Default)]
+pub struct InspectOptions {
+    /// This platform alone.
+    pub platform: Option<PlatformSpec>,
+    /// List the files.
+    pub files: bool,
+    /// Only this layer, counted from 1, the lowest.
+    pub layer: Option<usize>,
+}
+
 /// What a layer is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub enum LayerKind {
-    /// It can be mounted lazily.
+    /// eStargz.
     #[serde(rename = "estargz")]
     Estargz,
-    /// zstd:chunked.
+    /// eStargz of the first generation, without digests: nobody mounts it.
+    #[serde(rename = "legacy stargz")]
+    Legacy,
+    /// eStargz whose TOC is in another image.
+    #[serde(rename = "estargz (external TOC)")]
+    External,
+    /// zstd:chunked of stargz-snapshotter.
     #[serde(rename = "zstd:chunked")]
     ZstdChunked,
-    /// An ordinary layer.
-    #[serde(rename = "plain")]
-    Plain,
-    /// It looks like eStargz and is not usable as such; `problem` says why.
+    /// zstd:chunked of containers/storage.
+    #[serde(rename = "zstd:chunked (podman)")]
+    ZstdChunkedPodman,
+    /// An ordinary layer, gzip.
+    #[serde(rename = "gzip")]
+    Gzip,
+    /// An ordinary layer, zstd.
+    #[serde(rename = "zstd")]
+    Zstd,
+    /// An ordinary layer, not compressed.
+    #[serde(rename = "tar")]
+    Tar,
+    /// No layer of files at all.
+    #[serde(rename = "other")]
+    Other,
+    /// It has a TOC, or claims to, that is not usable; `problem` says why.
     #[serde(rename = "broken")]
     Broken,
     /// Its blob is kept elsewhere.
@@ -44,21 +88,72 @@ pub enum LayerKind {
     Foreign,
 }
 
-impl fmt::Display for LayerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl LayerKind {
+    /// The name, for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Estargz => "estargz",
+            Self::Legacy => "legacy stargz",
+            Self::External => "estargz (external TOC)",
             Self::ZstdChunked => "zstd:chunked",
-            Self::Plain => "plain",
+            Self::ZstdChunkedPodman => "zstd:chunked (podman)",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Tar => "tar",
+            Self::Other => "other",
             Self::Broken => "broken",
             Self::Foreign => "foreign",
-        })
+        }
+    }
+
+    /// An ordinary layer of this media type.
+    pub(crate) fn ordinary(media_type: &str) -> Self {
+        if media_type::is_foreign(media_type) {
+            Self::Foreign
+        } else if media_type.ends_with("gzip") {
+            Self::Gzip
+        } else if media_type.ends_with("zstd") {
+            Self::Zstd
+        } else if media_type.rsplit('.').next() == Some("tar") {
+            Self::Tar
+        } else {
+            Self::Other
+        }
     }
 }
 
-/// A layer. What only a TOC tells is there for eStargz layers alone.
+impl From<BlobKind> for LayerKind {
+    fn from(kind: BlobKind) -> Self {
+        match kind {
+            BlobKind::Estargz => Self::Estargz,
+            BlobKind::Legacy => Self::Legacy,
+            BlobKind::External => Self::External,
+            BlobKind::ZstdChunked => Self::ZstdChunked,
+            BlobKind::ZstdChunkedPodman => Self::ZstdChunkedPodman,
+        }
+    }
+}
+
+impl fmt::Display for LayerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What must be fetched before a container can start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct StartReport {
+    /// Requests to the registry for layers: tails, tables of contents, prefetched ranges, whole layers.
+    pub requests: u64,
+    /// Bytes of layers that those bring.
+    pub bytes: u64,
+}
+
+/// A layer. What only a TOC tells is there for layers that have one.
 #[derive(Clone, Debug, Serialize)]
 pub struct LayerReport {
+    /// Number of the layer, from 1, the lowest.
+    pub number: usize,
     /// Digest of the blob.
     pub digest: Digest,
     /// Its media type.
@@ -67,11 +162,17 @@ pub struct LayerReport {
     pub size: u64,
     /// What it is.
     pub kind: LayerKind,
-    /// Why it cannot be mounted lazily though it looks like it.
+    /// Why it is not mounted lazily though it looks like it, or why its files cannot be listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// The TOC digest by which the manifest pins the TOC. Without it nothing is mounted lazily.
+    /// Whether it can be mounted lazily: it has a verifiable TOC, and the manifest pins that one.
+    pub lazy: bool,
+    /// The TOC digest by which the manifest pins the TOC.
     pub toc_digest: Option<Digest>,
+    /// The digest of the TOC that is there.
+    pub found_toc_digest: Option<Digest>,
+    /// Bytes of the TOC's JSON.
+    pub toc_bytes: Option<u64>,
     /// Inodes of the layer.
     pub entries: Option<u64>,
     /// Regular files among them.
@@ -86,6 +187,13 @@ pub struct LayerReport {
     pub uncompressed_size: Option<u64>,
     /// Bytes of all regular files.
     pub file_bytes: Option<u64>,
+    /// Bytes of the blob for one byte of its files, or of the inflated blob if nothing else is known.
+    pub ratio: Option<f64>,
+    /// What a start fetches of it.
+    pub start: StartReport,
+    /// The files, if they were asked for and there is a TOC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_list: Option<Vec<FileReport>>,
 }
 
 /// The image of one platform.
@@ -101,6 +209,8 @@ pub struct PlatformReport {
     pub size: u64,
     /// Whether every layer can be mounted lazily.
     pub lazy: bool,
+    /// What a start fetches; of layers that are not lazy that is the whole.
+    pub start: StartReport,
     /// The layers, lowest first.
     pub layers: Vec<LayerReport>,
 }
@@ -108,7 +218,7 @@ pub struct PlatformReport {
 /// An image.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageReport {
-    /// The reference.
+    /// The name.
     pub reference: String,
     /// Digest of what it stands for: a manifest or an index.
     pub digest: Digest,
@@ -118,171 +228,181 @@ pub struct ImageReport {
     pub platforms: Vec<PlatformReport>,
 }
 
-/// Looks into the image `reference`: all of it, or one platform.
+/// Looks into the image `source`.
 ///
 /// # Errors
-/// [`ConvertError`]. A layer that is broken is told in the report.
-pub async fn inspect(
-    client: &Client,
-    reference: &Reference,
-    platform: Option<&PlatformSpec>,
-) -> Result<ImageReport, ConvertError> {
-    let (top, bytes) = client.manifest(reference).await?;
-    let inspector = Inspector { client, reference };
-    let mut reports = Vec::new();
-    if media_type::is_index(&top.media_type) {
-        let index: Index = document("index", top.digest, &bytes)?;
-        let wanted: Vec<&Descriptor> = match platform {
-            None => index.manifests.iter().collect(),
-            Some(wanted) => vec![pick(&index, wanted).ok_or_else(|| ConvertError::Platform {
-                reference: reference.to_string(),
-                wanted: wanted.to_string(),
-                available: platforms(&index),
-            })?],
-        };
-        for descriptor in wanted {
-            let at = reference.clone().with_digest(descriptor.digest);
-            let (_, bytes) = client.manifest(&at).await?;
-            reports.push(inspector.manifest(descriptor, &bytes).await?);
-        }
-    } else {
-        reports.push(inspector.manifest(&top, &bytes).await?);
+/// [`LookError`]. A layer that is broken is told in the report.
+pub async fn inspect(source: &dyn ImageSource, options: &InspectOptions) -> Result<ImageReport, LookError> {
+    let found = images(source, options.platform.as_ref()).await?;
+    let inspector = Inspector { source, options, external: ExternalTocs::new(source) };
+    let mut platforms = Vec::with_capacity(found.images.len());
+    for image in &found.images {
+        platforms.push(inspector.image(image).await?);
     }
     Ok(ImageReport {
-        reference: reference.to_string(),
-        digest: top.digest,
-        media_type: top.media_type,
-        platforms: reports,
+        reference: source.place().to_string(),
+        digest: found.root.digest,
+        media_type: found.root.media_type,
+        platforms,
     })
 }
 
 struct Inspector<'a> {
-    client: &'a Client,
-    reference: &'a Reference,
+    source: &'a dyn ImageSource,
+    options: &'a InspectOptions,
+    external: ExternalTocs<'a>,
 }
 
 impl Inspector<'_> {
-    async fn manifest(&self, descriptor: &Descriptor, bytes: &Bytes) -> Result<PlatformReport, ConvertError> {
-        if !media_type::is_manifest(&descriptor.media_type) {
-            return Err(ConvertError::NotAnImage {
-                reference: self.reference.to_string(),
-                media_type: descriptor.media_type.clone(),
-            });
+    async fn image(&self, image: &Image) -> Result<PlatformReport, LookError> {
+        let all = &image.manifest.layers;
+        if let Some(wanted) = self.options.layer.filter(|wanted| !(1..=all.len()).contains(wanted)) {
+            let reference = self.source.place().to_string();
+            return Err(LookError::NoLayer { reference, wanted, layers: all.len() });
         }
-        let manifest: Manifest = document("manifest", descriptor.digest, bytes)?;
-        let platform = match &descriptor.platform {
-            Some(platform) => platform::display(platform),
-            None => self.platform_of(&manifest).await?,
-        };
         // Made by a loop: a closure over references would keep this from being spawned as a task.
-        let mut work = Vec::with_capacity(manifest.layers.len());
-        for layer in &manifest.layers {
-            work.push(self.layer(layer));
+        let mut work = Vec::with_capacity(all.len());
+        for (number, layer) in (1..).zip(all) {
+            if self.options.layer.is_none_or(|wanted| wanted == number) {
+                work.push(self.layer(number, layer));
+            }
         }
         let layers: Vec<LayerReport> = stream::iter(work).buffered(AT_ONCE).try_collect().await?;
+        let start = layers.iter().fold(StartReport::default(), |sum, layer| StartReport {
+            requests: sum.requests + layer.start.requests,
+            bytes: sum.bytes.saturating_add(layer.start.bytes),
+        });
         Ok(PlatformReport {
-            platform,
-            digest: descriptor.digest,
-            media_type: descriptor.media_type.clone(),
-            size: layers.iter().map(|layer| layer.size).sum(),
-            lazy: layers.iter().all(|layer| layer.kind == LayerKind::Estargz && layer.toc_digest.is_some()),
+            platform: image.platform.clone(),
+            digest: image.descriptor.digest,
+            media_type: image.descriptor.media_type.clone(),
+            size: layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)),
+            lazy: layers.iter().all(|layer| layer.lazy),
+            start,
             layers,
         })
     }
 
-    /// A manifest that stands alone says nothing of its platform; its config does.
-    async fn platform_of(&self, manifest: &Manifest) -> Result<String, ConvertError> {
-        let bytes = read_config(self.client, self.reference, &manifest.config).await?;
-        let config: Value = document("config", manifest.config.digest, &bytes)?;
-        Ok(platform_of(&config).as_ref().map_or_else(|| "unknown".to_owned(), platform::display))
+    async fn layer(&self, number: usize, layer: &Descriptor) -> Result<LayerReport, LookError> {
+        let mut report = LayerReport::new(number, layer);
+        if matches!(report.kind, LayerKind::Foreign | LayerKind::Other) {
+            return Ok(report);
+        }
+        match find_toc(self.source, layer, &self.external).await? {
+            Found::Nothing => {
+                if report.toc_digest.is_some() {
+                    report.broken("the manifest promises a table of contents, the blob has none");
+                } else if self.options.files {
+                    let note = "an ordinary layer: which files it has is not known before all of it is read";
+                    report.problem = Some(note.to_owned());
+                }
+            }
+            Found::Broken(problem) => report.broken(problem),
+            Found::Toc(found) => report.describe(layer, &found, self.options.files),
+        }
+        Ok(report)
     }
+}
 
-    async fn layer(&self, layer: &Descriptor) -> Result<LayerReport, ConvertError> {
-        let number = |key: &str| layer.annotation(key).and_then(|text| text.parse().ok());
-        let mut report = LayerReport {
+impl LayerReport {
+    fn new(number: usize, layer: &Descriptor) -> Self {
+        let uncompressed_size =
+            layer.annotation(UNCOMPRESSED_SIZE_ANNOTATION).and_then(|text| text.parse().ok());
+        Self {
+            number,
             digest: layer.digest,
             media_type: layer.media_type.clone(),
             size: layer.size,
-            kind: LayerKind::Plain,
+            kind: LayerKind::ordinary(&layer.media_type),
             problem: None,
+            lazy: false,
             toc_digest: layer.annotation(TOC_DIGEST_ANNOTATION).and_then(|text| text.parse().ok()),
+            found_toc_digest: None,
+            toc_bytes: None,
             entries: None,
             files: None,
             chunks: None,
             landmark: None,
             prefetch_bytes: None,
-            uncompressed_size: number(UNCOMPRESSED_SIZE_ANNOTATION),
+            uncompressed_size,
             file_bytes: None,
-        };
-        if media_type::is_foreign(&layer.media_type) {
-            report.kind = LayerKind::Foreign;
-            return Ok(report);
+            ratio: ratio(layer.size, uncompressed_size),
+            start: StartReport { requests: 1, bytes: layer.size },
+            file_list: None,
         }
-        match self.toc(layer).await? {
-            Ok(toc) => describe(&mut report, &toc),
-            Err(TailError::Footer(FooterError::Absent | FooterError::Short(_))) => {
-                if report.toc_digest.is_some() {
-                    report.kind = LayerKind::Broken;
-                    report.problem =
-                        Some("the manifest promises a table of contents, the blob has none".into());
-                }
-            }
-            Err(TailError::Footer(FooterError::ZstdChunked)) => report.kind = LayerKind::ZstdChunked,
-            Err(problem) => {
-                report.kind = LayerKind::Broken;
-                report.problem = Some(problem.to_string());
-            }
-        }
-        Ok(report)
     }
 
-    /// The TOC's JSON and where it begins, or why there is none.
-    async fn toc(&self, layer: &Descriptor) -> Result<Result<Found, TailError>, ConvertError> {
-        let failed = |reason| ConvertError::Read { digest: layer.digest, reason };
-        let origin = self.client.origin(self.reference, &layer.digest, Some(layer.size));
-        let tail = origin.tail(TAIL.min(layer.size).max(1)).await.map_err(failed)?;
-        let mut state = open_tail(&tail.bytes, tail.len);
-        if let Ok(TailState::NeedMore { from }) = state {
-            let range = ByteRange::new(from, tail.len);
-            let bytes = origin.read(range, Urgency::Blocking).await.map_err(failed)?;
-            state = open_tail(&bytes, tail.len);
+    fn broken(&mut self, problem: impl Into<String>) {
+        self.kind = LayerKind::Broken;
+        self.problem = Some(problem.into());
+    }
+
+    fn describe(&mut self, layer: &Descriptor, found: &FoundToc, with_files: bool) {
+        self.found_toc_digest = Some(found.digest);
+        self.toc_bytes = Some(found.json.len() as u64);
+        let limits = TocLimits { unverified: found.kind == BlobKind::Legacy, ..TocLimits::default() };
+        let toc = match Toc::parse(&found.json, found.payload_end, &limits) {
+            Ok(toc) => toc,
+            Err(error) => return self.broken(error.to_string()),
+        };
+        self.kind = found.kind.into();
+        let pin = pin(layer, found);
+        self.lazy = pin.is_ok() && found.kind.is_verifiable();
+        self.problem = match pin {
+            Err(problem) => Some(problem),
+            Ok(()) if !self.lazy => Some("its files have no digests: convert the image again".to_owned()),
+            Ok(()) => None,
+        };
+        let (landmark, prefetch) = match toc.landmark() {
+            Landmark::Absent => ("none", 0),
+            Landmark::NoPrefetch => ("no-prefetch", 0),
+            Landmark::Prefetch(end) => ("prefetch", end),
+        };
+        if self.lazy {
+            self.start = StartReport {
+                requests: found.requests + u64::from(prefetch > 0),
+                bytes: found.fetched.saturating_add(prefetch),
+            };
         }
-        Ok(match state {
-            Ok(TailState::Toc { json, toc_offset, .. }) => Ok((json, toc_offset)),
-            Ok(TailState::NeedMore { .. }) => Err(TailError::Footer(FooterError::Absent)),
-            Err(error) => Err(error),
-        })
+        let files = toc.inodes().filter(|inode| inode.kind() == estargz::Kind::Regular).count();
+        self.entries = Some(u64::from(toc.inode_count()));
+        self.files = Some(files as u64);
+        self.chunks = Some(u64::from(toc.chunk_count()));
+        self.file_bytes = Some(toc.file_bytes());
+        self.ratio = ratio(self.size, Some(toc.file_bytes()));
+        self.landmark = Some(landmark);
+        self.prefetch_bytes = Some(prefetch);
+        if with_files {
+            match list_toc(&found.json) {
+                Ok(listing) => self.file_list = Some(files::report(&listing, prefetch)),
+                Err(error) => self.problem = Some(error.to_string()),
+            }
+        }
     }
 }
 
-/// JSON of a TOC, and where in the blob it begins.
-type Found = (Vec<u8>, u64);
-
-fn describe(report: &mut LayerReport, (json, toc_offset): &Found) {
-    report.kind = LayerKind::Broken;
-    let toc = match Toc::parse(json, *toc_offset, &TocLimits::default()) {
-        Ok(toc) => toc,
-        Err(error) => {
-            report.problem = Some(error.to_string());
-            return;
-        }
-    };
-    if let Some(pinned) = report.toc_digest.filter(|pinned| *pinned != toc.digest()) {
-        report.problem =
-            Some(format!("the table of contents is {}, the manifest promises {pinned}", toc.digest()));
-        return;
+/// Whether the manifest pins this TOC, by its own digest or by that of its compressed form.
+pub(crate) fn pin(layer: &Descriptor, found: &FoundToc) -> Result<(), String> {
+    let toc = &found.digest;
+    if let Some(pinned) = layer.annotation(TOC_DIGEST_ANNOTATION) {
+        return if pinned == toc.to_string() {
+            Ok(())
+        } else {
+            Err(format!("the table of contents is {toc}, the manifest pins {pinned:?}"))
+        };
     }
-    report.kind = LayerKind::Estargz;
-    let files = toc.inodes().filter(|inode| inode.kind() == Kind::Regular).count();
-    report.entries = Some(u64::from(toc.inode_count()));
-    report.files = Some(files as u64);
-    report.chunks = Some(u64::from(toc.chunk_count()));
-    report.file_bytes = Some(toc.file_bytes());
-    let (landmark, prefetch) = match toc.landmark() {
-        Landmark::Absent => ("none", 0),
-        Landmark::NoPrefetch => ("no-prefetch", 0),
-        Landmark::Prefetch(end) => ("prefetch", end),
-    };
-    report.landmark = Some(landmark);
-    report.prefetch_bytes = Some(prefetch);
+    let checksum = CHECKSUM_ANNOTATIONS.iter().find_map(|key| layer.annotation(key));
+    match (checksum, found.compressed_digest) {
+        (Some(pinned), Some(compressed)) if pinned == compressed.to_string() => Ok(()),
+        (Some(pinned), Some(compressed)) => {
+            Err(format!("the compressed table of contents is {compressed}, the manifest pins {pinned:?}"))
+        }
+        _ => Err(format!(
+            "the manifest does not pin its table of contents (annotation {TOC_DIGEST_ANNOTATION}), so nobody mounts it"
+        )),
+    }
+}
+
+fn ratio(size: u64, of: Option<u64>) -> Option<f64> {
+    of.filter(|of| *of > 0).map(|of| (size as f64 / of as f64 * 1000.0).round() / 1000.0)
 }

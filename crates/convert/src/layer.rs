@@ -1,362 +1,323 @@
-//! One layer: read, verified, converted into a temporary file, pushed.
+//! One layer: kept, found again, or made anew.
+//!
+//! What is tried, in this order, each cheaper than the next:
+//!
+//! 1. A layer that is kept elsewhere (non-distributable) stays there.
+//! 2. A layer that can be mounted lazily in the wished format already is copied as it is, once its own TOC
+//!    agreed with what the manifest pins.
+//! 3. The target's present image, or the local index, knows what this layer became before ([`crate::reuse`]).
+//! 4. It is made: download, inflate, cut, compress and push at the same time ([`make`]). Nothing is
+//!    committed at the target before the source had the digest that its manifest names, and the diffID that
+//!    its config claims.
+//!
+//! What was made depends on the layer and the [`Recipe`](crate::options::Recipe) alone.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Read};
-use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use content::{ByteStream, Digest, Hasher, Urgency};
-use estargz::{BuildError, Built, Compression, TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION};
-use registry::{Client, Descriptor, Reference, media_type};
+use content::{Digest, Urgency};
+use estargz::{Built, BuiltToc, Format, TocPlace};
+use futures::StreamExt;
+use registry::{Descriptor, media_type};
 
+use crate::engine::Engine;
 use crate::error::ConvertError;
-use crate::pipe::{Pipe, pipe, stream_file};
+use crate::pipe::{outlet, pipe};
+use crate::place::{ImageSource, Place};
 use crate::progress::LayerProgress;
 use crate::report::{ConvertedLayer, Outcome};
+use crate::reuse::{CacheEntry, Found};
+use crate::toc_image::TocPart;
 
-/// Annotations that describe the bytes of a zstd:chunked blob, and no others.
-const ZSTD_CHUNKED: [&str; 2] = ["io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."];
+mod describe;
+mod lazy;
+mod make;
 
-/// Where layers come from, where they go, and how they are made.
-#[derive(Clone)]
-pub(crate) struct Job {
-    pub(crate) client: Client,
-    pub(crate) source: Reference,
-    pub(crate) destination: Reference,
-    pub(crate) build: estargz::Options,
-    pub(crate) temporary: PathBuf,
-    pub(crate) force: bool,
-}
+use describe::oci_layer;
+pub(crate) use describe::{Done, Made, OPTIONS_ANNOTATION, SOURCE_ANNOTATION, is_of_bytes};
+use make::Making;
 
-/// A layer at its destination.
-#[derive(Clone, Debug)]
-pub(crate) struct Done {
-    pub(crate) report: ConvertedLayer,
-    /// What the image's config must say, if it is another one than before.
-    pub(crate) diff_id: Option<Digest>,
-    /// What the source's config must say, if the layer was inflated.
-    pub(crate) source_diff_id: Option<Digest>,
-    descriptor: Descriptor,
-}
-
-impl Done {
-    /// The descriptor for a manifest whose own one was `before`: all that is said there of the layer, and
-    /// nothing that was true of its old bytes alone.
-    pub(crate) fn descriptor(&self, before: &Descriptor) -> Descriptor {
-        if self.report.outcome != Outcome::Converted {
-            return Descriptor { media_type: self.descriptor.media_type.clone(), ..before.clone() };
-        }
-        let mut annotations = before.annotations.clone().unwrap_or_default();
-        annotations.retain(|key, _| !ZSTD_CHUNKED.iter().any(|prefix| key.starts_with(prefix)));
-        annotations.extend(self.descriptor.annotations.clone().unwrap_or_default());
-        let mut rest = before.rest.clone();
-        // The old bytes themselves, which small blobs may carry along.
-        rest.remove("data");
-        Descriptor { annotations: Some(annotations), rest, ..self.descriptor.clone() }
-    }
-}
-
-/// The media type in OCI's words; `None` for what is no tar.
-fn oci_layer(media_type: &str) -> Option<&'static str> {
-    let kind = media_type
-        .strip_prefix("application/vnd.oci.image.layer.v1.tar")
-        .or_else(|| media_type.strip_prefix("application/vnd.docker.image.rootfs.diff.tar"))?;
-    match kind {
-        "" => Some(media_type::OCI_LAYER),
-        "+gzip" | ".gzip" => Some(media_type::OCI_LAYER_GZIP),
-        "+zstd" | ".zstd" => Some(media_type::OCI_LAYER_ZSTD),
-        _ => None,
-    }
-}
-
-impl Job {
-    /// Brings a layer to the destination, converted if it is not eStargz yet. `claimed` is the diffID that
-    /// the image's config has for it.
-    pub(crate) async fn layer(
-        &self,
-        before: &Descriptor,
-        claimed: Digest,
-        progress: &Arc<dyn LayerProgress>,
-    ) -> Result<Done, ConvertError> {
-        let started = Instant::now();
-        if media_type::is_foreign(&before.media_type) {
-            return Ok(kept(before, before.media_type.clone(), Outcome::Foreign, started, progress));
-        }
-        let oci = oci_layer(&before.media_type).ok_or_else(|| ConvertError::LayerType {
-            digest: before.digest,
-            media_type: before.media_type.clone(),
-        })?;
-        if before.annotation(TOC_DIGEST_ANNOTATION).is_some() && !self.force {
-            progress.pushing(before.size);
-            self.copy(before, progress).await?;
-            return Ok(kept(before, oci.to_owned(), Outcome::Kept, started, progress));
-        }
-        let (file, built, source_diff_id) = self.convert(before, progress).await?;
-        if source_diff_id != claimed {
-            return Err(ConvertError::DiffId { digest: before.digest, claimed, found: source_diff_id });
-        }
-        progress.pushing(built.size);
-        let file = Arc::new(file);
-        let bytes = move || stream_file(&file, built.size);
-        self.push(&built.digest, built.size, &bytes, progress).await?;
-        progress.done(Outcome::Converted);
-        tracing::debug!(source = %before.digest, layer = %built.digest, toc = %built.toc_digest, "converted a layer");
-        let annotations = [
-            (TOC_DIGEST_ANNOTATION.to_owned(), built.toc_digest.to_string()),
-            (UNCOMPRESSED_SIZE_ANNOTATION.to_owned(), built.uncompressed_size.to_string()),
-        ];
-        let mut descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, built.digest, built.size);
-        descriptor.annotations = Some(annotations.into());
-        let report = ConvertedLayer {
-            outcome: Outcome::Converted,
-            source_digest: before.digest,
-            source_size: before.size,
-            digest: built.digest,
-            size: built.size,
-            toc_digest: Some(built.toc_digest),
-            uncompressed_size: Some(built.uncompressed_size),
-            entries: Some(built.entries),
-            seconds: started.elapsed().as_secs_f64(),
-        };
-        Ok(Done { report, diff_id: Some(built.diff_id), source_diff_id: Some(source_diff_id), descriptor })
-    }
-
-    /// Brings a blob to the destination as it is: without moving a byte if both are one registry.
-    pub(crate) async fn copy(
-        &self,
-        blob: &Descriptor,
-        progress: &Arc<dyn LayerProgress>,
-    ) -> Result<(), ConvertError> {
-        let (source, destination) = (&self.source, &self.destination);
-        if source.registry() == destination.registry() {
-            if source.repository() == destination.repository() {
-                return Ok(());
-            }
-            match self.client.mount_blob(destination, &blob.digest, source.repository()).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                // The account may push and pull, and still not mount: then the bytes travel.
-                Err(error) => tracing::debug!(%error, "copying a blob that could not be mounted"),
-            }
-        }
-        let bytes = || self.client.pull_blob(source, blob, Urgency::Prefetch);
-        self.push(&blob.digest, blob.size, &bytes, progress).await
-    }
-
-    async fn push(
-        &self,
-        digest: &Digest,
-        size: u64,
-        bytes: &(dyn Fn() -> ByteStream + Send + Sync),
-        progress: &Arc<dyn LayerProgress>,
-    ) -> Result<(), ConvertError> {
-        let progress = Arc::clone(progress);
-        let pushed = Arc::new(move |bytes| progress.pushed(bytes));
-        Ok(self.client.push_blob(&self.destination, digest, size, bytes, Some(pushed)).await?)
-    }
-
-    /// Downloads and converts at the same time. Answers the file, what is in it, and the source's diffID.
-    async fn convert(
-        &self,
-        before: &Descriptor,
-        progress: &Arc<dyn LayerProgress>,
-    ) -> Result<(File, Built, Digest), ConvertError> {
-        let stream = self.client.pull_blob(&self.source, before, Urgency::Prefetch);
-        let (feed, pipe) = pipe();
-        let (options, dir, digest) = (self.build.clone(), self.temporary.clone(), before.digest);
-        let work = tokio::task::spawn_blocking(move || convert_pipe(pipe, &options, &dir, digest));
-        let (fed, worked) = tokio::join!(feed.run(stream, |bytes| progress.read(bytes)), work);
-        // A download that failed is the reason for whatever the converter says of its end.
-        fed.map_err(|reason| ConvertError::Read { digest, reason })?;
-        worked.map_err(|_| ConvertError::Interrupted)?
-    }
-}
-
-fn kept(
-    before: &Descriptor,
-    media_type: String,
-    outcome: Outcome,
+/// A layer that is under way.
+struct Layer<'a> {
+    before: &'a Descriptor,
     started: Instant,
-    progress: &Arc<dyn LayerProgress>,
-) -> Done {
-    progress.done(outcome);
-    let toc_digest = before.annotation(TOC_DIGEST_ANNOTATION).and_then(|text| text.parse().ok());
-    let report = ConvertedLayer {
-        outcome,
-        source_digest: before.digest,
-        source_size: before.size,
-        digest: before.digest,
-        size: before.size,
-        toc_digest,
-        uncompressed_size: None,
-        entries: None,
-        seconds: started.elapsed().as_secs_f64(),
-    };
-    let descriptor = Descriptor { media_type, ..before.clone() };
-    Done { report, diff_id: None, source_diff_id: None, descriptor }
+    progress: Arc<dyn LayerProgress>,
 }
 
-fn convert_pipe(
-    mut pipe: Pipe,
-    options: &estargz::Options,
-    dir: &Path,
-    digest: Digest,
-) -> Result<(File, Built, Digest), ConvertError> {
-    let file = tempfile::tempfile_in(dir).map_err(|reason| disk_error(reason, dir))?;
-    let broken = |error: io::Error| ConvertError::Build { digest, reason: BuildError::Archive(error.into()) };
-    let mut inflated =
-        Hashing { inner: estargz::decompress(&mut pipe).map_err(broken)?, hasher: Hasher::new() };
-    let compression = inflated.inner.compression();
-    let out = BufWriter::with_capacity(1 << 20, &file);
-    let built = estargz::build(&mut inflated, out, options).map_err(|error| match error {
-        BuildError::Output(reason) => disk_error(reason, dir),
-        reason => ConvertError::Build { digest, reason },
-    })?;
-    // What stands behind the end of the tar belongs to the diffID, and to the digest of the blob.
-    io::copy(&mut inflated, &mut io::sink()).map_err(broken)?;
-    let source_diff_id = inflated.hasher.finish();
-    drop(inflated.inner);
-    io::copy(&mut pipe, &mut io::sink()).map_err(broken)?;
-    tracing::trace!(%digest, plain = compression == Compression::None, "read a layer");
-    Ok((file, built, source_diff_id))
-}
-
-fn disk_error(reason: io::Error, dir: &Path) -> ConvertError {
-    let dir = dir.to_owned();
-    match reason.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ConvertError::DiskFull { dir },
-        _ => ConvertError::Temporary { dir, reason },
-    }
-}
-
-/// Hashes what is read.
-struct Hashing<R> {
-    inner: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(buffer.get(..count).unwrap_or_default());
-        Ok(count)
-    }
-}
-
-/// How many layers may be under way at once: each holds a few members per compressing thread in memory.
-pub(crate) fn concurrency(chunk_size: u32, wanted: Option<NonZeroUsize>) -> usize {
-    const MOST: u64 = 4;
-    if let Some(wanted) = wanted {
-        return wanted.get();
-    }
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(16) as u64;
-    // Waiting, being compressed, being written: inflated and compressed together.
-    let per_layer = (threads * 4 + 2) * 2 * u64::from(chunk_size.max(estargz::DEFAULT_CHUNK_SIZE));
-    let fits = available_memory().unwrap_or(0) / 2 / per_layer;
-    usize::try_from(fits.clamp(1, MOST)).unwrap_or(1)
-}
-
-/// What Linux says could be used without swapping, in bytes.
-fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn docker_types_become_oci_types() {
-        for (media_type, oci) in [
-            (media_type::DOCKER_LAYER_GZIP, Some(media_type::OCI_LAYER_GZIP)),
-            (media_type::OCI_LAYER_ZSTD, Some(media_type::OCI_LAYER_ZSTD)),
-            (media_type::OCI_LAYER, Some(media_type::OCI_LAYER)),
-            ("application/vnd.docker.image.rootfs.diff.tar", Some(media_type::OCI_LAYER)),
-            ("application/vnd.in-toto+json", None),
-            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None),
-        ] {
-            assert_eq!(oci_layer(media_type), oci, "{media_type}");
-        }
-    }
-
-    #[test]
-    fn a_new_layer_keeps_what_was_said_of_the_old_one_and_forgets_what_its_bytes_were() {
-        let mut before = Descriptor::new(media_type::OCI_LAYER_ZSTD, Digest::of(b"old"), 3);
-        let annotation = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        before.annotations = Some(
-            [
-                annotation("org.example.note", "kept"),
-                annotation("io.github.containers.zstd-chunked.manifest-position", "1:2:3:1"),
-                annotation(TOC_DIGEST_ANNOTATION, "stale"),
-            ]
-            .into(),
-        );
-        before.rest.insert("data".into(), "b2xk".into());
-        before.rest.insert("artifactType".into(), "x".into());
-        let mut descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::of(b"new"), 9);
-        descriptor.annotations = Some([annotation(TOC_DIGEST_ANNOTATION, "fresh")].into());
-        let report = ConvertedLayer {
-            outcome: Outcome::Converted,
-            source_digest: before.digest,
-            source_size: before.size,
-            digest: descriptor.digest,
-            size: descriptor.size,
+impl Layer<'_> {
+    fn report(&self, outcome: Outcome, digest: Digest, size: u64) -> ConvertedLayer {
+        ConvertedLayer {
+            outcome,
+            source_digest: self.before.digest,
+            source_size: self.before.size,
+            digest,
+            size,
             toc_digest: None,
             uncompressed_size: None,
             entries: None,
-            seconds: 0.0,
-        };
-        let after = Done { report, diff_id: None, source_diff_id: None, descriptor }.descriptor(&before);
-        assert_eq!((after.digest, after.size), (Digest::of(b"new"), 9));
-        assert_eq!(after.annotation(TOC_DIGEST_ANNOTATION), Some("fresh"));
-        assert_eq!(after.annotation("org.example.note"), Some("kept"));
-        assert_eq!(after.annotations.unwrap().len(), 2);
-        assert_eq!(after.rest.keys().collect::<Vec<_>>(), ["artifactType"]);
+            seconds: self.started.elapsed().as_secs_f64(),
+        }
     }
 
-    /// Converts a stream of bytes as a download would be.
-    async fn convert_bytes(layer: &[u8]) -> Result<(File, Built, Digest), ConvertError> {
-        let (feed, pipe) = pipe();
-        let digest = Digest::of(layer);
-        let dir = tempfile::tempdir().unwrap();
-        let options = estargz::Options::default();
-        let at = dir.path().to_owned();
-        let work = tokio::task::spawn_blocking(move || convert_pipe(pipe, &options, &at, digest));
-        let stream = futures::stream::iter([Ok(bytes::Bytes::copy_from_slice(layer))]);
-        feed.run(Box::pin(stream), |_| {}).await.unwrap();
-        work.await.unwrap()
+    /// As it was, in OCI's words.
+    fn kept(&self, outcome: Outcome, toc: Option<TocPart>) -> Done {
+        let before = self.before;
+        let media_type = oci_layer(&before.media_type).unwrap_or(&before.media_type).to_owned();
+        self.progress.done(outcome, before.size);
+        let mut report = self.report(outcome, before.digest, before.size);
+        report.describe(before);
+        Done { report, media_type, made: None, source_diff_id: None, toc }
     }
 
-    #[tokio::test]
-    async fn the_diff_id_of_a_layer_without_its_end_is_of_what_was_there() {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
-        header.set_size(3);
-        header.set_mode(0o644);
-        builder.append_data(&mut header, "file", b"abc".as_slice()).unwrap();
-        let tar = builder.into_inner().unwrap();
-        let (_, whole, _) = convert_bytes(&tar).await.unwrap();
-        for end in [515, 600, 1024, 1536, tar.len()] {
-            let layer = &tar[..end];
-            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            io::Write::write_all(&mut gzip, layer).unwrap();
-            for stored in [layer.to_vec(), gzip.finish().unwrap()] {
-                let (_, built, source_diff_id) = convert_bytes(&stored).await.unwrap();
-                assert_eq!(source_diff_id, Digest::of(layer), "cut at {end}");
-                assert_eq!(built, whole, "cut at {end}");
+    fn found(&self, found: Found, toc: Option<TocPart>) -> Done {
+        let Found { descriptor, diff_id } = found;
+        self.progress.done(Outcome::Reused, descriptor.size);
+        let mut report = self.report(Outcome::Reused, descriptor.digest, descriptor.size);
+        report.describe(&descriptor);
+        let media_type = descriptor.media_type.clone();
+        Done { report, media_type, made: Some(Made { descriptor, diff_id }), source_diff_id: None, toc }
+    }
+}
+
+impl Engine<'_> {
+    /// Brings a layer to the target in the wished format. `claimed` is the diffID that the image's config has
+    /// for it.
+    pub(crate) async fn layer(&self, before: &Descriptor, claimed: Digest) -> Result<Done, ConvertError> {
+        let _slot = self.under_way.acquire().await.map_err(|_| ConvertError::Interrupted)?;
+        let short: String = before.digest.hex().chars().take(12).collect();
+        let layer =
+            Layer { before, started: Instant::now(), progress: self.progress.layer(&short, before.size) };
+        if media_type::is_foreign(&before.media_type) {
+            return Ok(layer.kept(Outcome::Foreign, None));
+        }
+        if oci_layer(&before.media_type).is_none() {
+            let (digest, media_type) = (before.digest, before.media_type.clone());
+            return self.leave(&layer, ConvertError::LayerType { digest, media_type }).await;
+        }
+        if !self.options.force {
+            if let Some(done) = self.keep(&layer).await? {
+                return Ok(done);
+            }
+            if let Some(done) = self.find(&layer, claimed).await? {
+                return Ok(done);
             }
         }
-        assert!(convert_bytes(&tar[..514]).await.is_err(), "a file cut short was taken");
+        match self.make(&layer, claimed).await {
+            Ok(built) => self.made(&layer, claimed, built).await,
+            Err(ConvertError::Build { digest, reason }) if reason.is_unconvertible() => {
+                self.leave(&layer, ConvertError::Build { digest, reason }).await
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    #[test]
-    fn a_full_disk_says_what_to_do() {
-        let error = disk_error(io::ErrorKind::StorageFull.into(), Path::new("/somewhere"));
-        assert!(error.to_string().contains("free some space"), "{error}");
+    /// The layer as it is, if it need not be made.
+    async fn keep(&self, layer: &Layer<'_>) -> Result<Option<Done>, ConvertError> {
+        let Some(lazy) = lazy::probe(&*self.source, layer.before).await? else { return Ok(None) };
+        let made_so = layer.before.annotation(OPTIONS_ANNOTATION) == Some(&self.name);
+        let ordered = self.recipe.ranks.is_some() && !made_so;
+        if lazy.kind != lazy::wished(&self.recipe.layer) || (ordered && !self.options.reuse) {
+            return Ok(None);
+        }
+        let mut toc = None;
+        let mut landmark = lazy.landmark;
+        if self.recipe.layer.toc == TocPlace::External {
+            let Some(json) = self.source_toc(layer.before).await? else { return Ok(None) };
+            landmark = lazy::landmark(&json, layer.before.size);
+            toc = Some(self.put_toc(layer.before.digest, &json).await?);
+        }
+        if ordered && !landmark {
+            return Ok(None);
+        }
+        self.bring(&self.source, layer.before, &layer.progress).await?;
+        Ok(Some(layer.kept(Outcome::Kept, toc)))
+    }
+
+    /// What the layer became before, if the target has that or can have it without the bytes being made.
+    async fn find(&self, layer: &Layer<'_>, claimed: Digest) -> Result<Option<Done>, ConvertError> {
+        let digest = layer.before.digest;
+        // Where a diffID must stay, one that differs from the claim is a lie, which converting finds out.
+        let fits = |found: &Found| !self.recipe.keeps_diff_id() || found.diff_id == claimed;
+        if let Some(earlier) = self.earlier.get().and_then(Option::as_ref)
+            && let Some(found) = earlier.find(&digest, &self.name).filter(fits)
+        {
+            let toc = match self.recipe.layer.toc {
+                TocPlace::Inside => None,
+                TocPlace::External => match earlier.toc(&found.descriptor).await {
+                    Some(json) => Some(self.put_toc(found.descriptor.digest, &json).await?),
+                    None => return Ok(None),
+                },
+            };
+            self.bring(&earlier.source, &found.descriptor, &layer.progress).await?;
+            return Ok(Some(layer.found(found, toc)));
+        }
+        let Some(cache) = self.cache.as_ref().filter(|_| self.recipe.layer.toc == TocPlace::Inside) else {
+            return Ok(None);
+        };
+        let Some(entry) = cache.get(digest, &self.name).await.filter(|entry| fits(&entry.found)) else {
+            return Ok(None);
+        };
+        if !self.target.has(&entry.found.descriptor).await? && !self.adopt_from(&entry).await {
+            return Ok(None);
+        }
+        Ok(Some(layer.found(entry.found, None)))
+    }
+
+    /// Takes a blob from where it was brought to before, if that is the same registry, containerd or file
+    /// system.
+    async fn adopt_from(&self, entry: &CacheEntry) -> bool {
+        let blob = &entry.found.descriptor;
+        for place in entry.places.iter().filter_map(|text| text.parse::<Place>().ok()) {
+            let near = match (&place, self.target.place()) {
+                (Place::Registry(from), Place::Registry(to)) => from.registry() == to.registry(),
+                (from, to) => std::mem::discriminant(from) == std::mem::discriminant(to),
+            };
+            if !near {
+                continue;
+            }
+            let adopted = match self.places.source(&place).await {
+                Ok(source) => self.adopt(&source, blob).await,
+                Err(error) => Err(error.into()),
+            };
+            match adopted {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(%place, %error, "a layer that was converted before is not taken from there");
+                }
+            }
+        }
+        false
+    }
+
+    /// Keeps a layer that cannot be made as it is, if that is wished; else it is the reason to fail.
+    async fn leave(&self, layer: &Layer<'_>, reason: ConvertError) -> Result<Done, ConvertError> {
+        if !self.options.skip_unconvertible {
+            return Err(reason);
+        }
+        self.warn(format!("{reason}; the layer stays as it is"));
+        self.bring(&self.source, layer.before, &layer.progress).await?;
+        Ok(layer.kept(Outcome::Unconvertible, None))
+    }
+
+    /// Makes the layer and commits it at the target.
+    async fn make(&self, layer: &Layer<'_>, claimed: Digest) -> Result<Built, ConvertError> {
+        let turn = self.turns.acquire().await.map_err(|_| ConvertError::Interrupted)?;
+        let digest = layer.before.digest;
+        let mut writer = self.target.begin().await?;
+        let (feed, pipe) = pipe();
+        let (outlet, drain) = outlet();
+        let making = Making {
+            options: estargz::Options { workers: Some(self.budget.workers), ..self.recipe.layer.clone() },
+            ranks: self.recipe.ranks.clone(),
+            temporary: self.places.temporary.clone(),
+            digest,
+            claimed,
+        };
+        let work = self.tasks.spawn_blocking(move || making.run(pipe, outlet));
+        let stream = self.source.stream(layer.before, Urgency::Prefetch);
+        let read = |bytes| layer.progress.read(bytes);
+        let (fed, drained, worked) = tokio::join!(feed.run(stream, read), drain.run(&mut *writer), work);
+        // Who failed first made the others stop: a download that broke off, or a target that takes no more,
+        // is the reason for whatever the thread says of its ends.
+        let built = match (fed, drained, worked) {
+            (Err(reason), _, _) => Err(ConvertError::Read { digest, reason }),
+            (_, Err(error), _) => Err(error.into()),
+            (_, _, Ok(worked)) => worked,
+            (_, _, Err(_)) => Err(ConvertError::Interrupted),
+        };
+        // What is left needs no memory: another layer may begin.
+        drop(turn);
+        let built = match built {
+            Ok(built) => built,
+            Err(error) => {
+                writer.abort().await;
+                return Err(error);
+            }
+        };
+        layer.progress.pushing(built.size);
+        let descriptor = Descriptor::new(self.recipe.layer.format.media_type(), built.digest, built.size);
+        let diff_id = built.diff_id;
+        self.see_through(async move { writer.commit(&descriptor, Some(&diff_id)).await }).await?;
+        Ok(built)
+    }
+
+    async fn made(&self, layer: &Layer<'_>, claimed: Digest, built: Built) -> Result<Done, ConvertError> {
+        let before = layer.before;
+        layer.progress.done(Outcome::Converted, built.size);
+        tracing::debug!(source = %before.digest, layer = %built.digest, toc = %built.toc_digest, "converted a layer");
+        let mut descriptor = Descriptor::new(self.recipe.layer.format.media_type(), built.digest, built.size);
+        let mut annotations = built.annotations();
+        annotations.insert(SOURCE_ANNOTATION.to_owned(), before.digest.to_string());
+        annotations.insert(OPTIONS_ANNOTATION.to_owned(), self.name.clone());
+        descriptor.annotations = Some(annotations);
+        let mut report = layer.report(Outcome::Converted, built.digest, built.size);
+        report.toc_digest =
+            (self.recipe.layer.format != Format::ZstdChunkedPodman).then_some(built.toc_digest);
+        report.uncompressed_size = Some(built.uncompressed_size);
+        report.entries = Some(built.entries);
+        let toc = match &built.toc {
+            BuiltToc::External { json } => Some(self.put_toc(built.digest, json).await?),
+            BuiltToc::Inside | BuiltToc::Zstd { .. } => None,
+        };
+        let media_type = descriptor.media_type.clone();
+        // Made again of itself: then all that was said of it is still true, also what it was made of.
+        let same = built.digest == before.digest
+            && before.annotation(OPTIONS_ANNOTATION) == Some(&self.name)
+            && built.diff_id == claimed;
+        let made = (!same).then_some(Made { descriptor, diff_id: built.diff_id });
+        if let (Some(cache), Some(made)) = (&self.cache, &made) {
+            let found = Found { descriptor: made.descriptor.clone(), diff_id: made.diff_id };
+            cache.put(before.digest, &self.name, found, self.target.place()).await;
+        }
+        Ok(Done { report, media_type, made, source_diff_id: Some(claimed), toc })
+    }
+
+    async fn adopt(&self, from: &Arc<dyn ImageSource>, blob: &Descriptor) -> Result<bool, ConvertError> {
+        let (target, from, blob) = (Arc::clone(&self.target), Arc::clone(from), blob.clone());
+        self.see_through(async move { target.adopt(&*from, &blob).await }).await
+    }
+
+    /// Brings a blob to the target as it is, without moving a byte if that can be.
+    pub(crate) async fn bring(
+        &self,
+        from: &Arc<dyn ImageSource>,
+        blob: &Descriptor,
+        progress: &Arc<dyn LayerProgress>,
+    ) -> Result<(), ConvertError> {
+        if self.target.has(blob).await? {
+            return Ok(());
+        }
+        match self.adopt(from, blob).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // An account may read and write, and still not link: then the bytes travel.
+            Err(error) => tracing::debug!(%error, "copying a blob that could not be adopted"),
+        }
+        let mut writer = self.target.begin().await?;
+        let mut stream = from.stream(blob, Urgency::Prefetch);
+        let failed = loop {
+            match stream.next().await {
+                None => break None,
+                Some(Err(reason)) => break Some(ConvertError::Read { digest: blob.digest, reason }),
+                Some(Ok(part)) => {
+                    let len = part.len() as u64;
+                    if let Err(error) = writer.write(part).await {
+                        break Some(error.into());
+                    }
+                    progress.read(len);
+                }
+            }
+        };
+        match failed {
+            None => {
+                let blob = blob.clone();
+                self.see_through(async move { writer.commit(&blob, None).await }).await
+            }
+            Some(error) => {
+                writer.abort().await;
+                Err(error)
+            }
+        }
     }
 }

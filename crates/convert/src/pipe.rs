@@ -1,20 +1,20 @@
-//! Between the asynchronous world of registries and the synchronous one of the layer format.
+//! Between the asynchronous world of places and the synchronous one of the layer format: a pipe into a
+//! thread, and one out of it. Both are short, so that whoever is faster waits.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::io::{self, Read, Write};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use content::{ByteStream, ReadError};
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
-/// Parts of a stream that may wait for their reader: network buffers, so a few MiB at the most.
-const PARTS: usize = 64;
+use crate::place::{BlobWriter, PlaceError};
 
-/// How much of a file is read at once for a push.
-const WINDOW: usize = 1 << 20;
+/// Parts of a stream that may wait for their reader: network buffers, so a few MiB at the most.
+const PARTS: usize = 8;
+
+/// Bytes that are gathered before they go out of the thread.
+const GATHER: usize = 256 << 10;
 
 /// The writing end of a pipe from a stream to a reader.
 pub(crate) struct Feed(mpsc::Sender<Option<Bytes>>);
@@ -26,7 +26,7 @@ pub(crate) struct Pipe {
     ended: bool,
 }
 
-/// A new pipe.
+/// A pipe into a thread.
 pub(crate) fn pipe() -> (Feed, Pipe) {
     let (sender, parts) = mpsc::channel(PARTS);
     (Feed(sender), Pipe { parts, current: Bytes::new(), ended: false })
@@ -66,33 +66,56 @@ impl Read for Pipe {
     }
 }
 
-/// All of `file`, which has `size` bytes, as a stream. Can be called again for another attempt.
-pub(crate) fn stream_file(file: &Arc<File>, size: u64) -> ByteStream {
-    let file = Arc::clone(file);
-    futures::stream::try_unfold(0_u64, move |offset| {
-        let file = Arc::clone(&file);
-        async move {
-            if offset >= size {
-                return Ok(None);
-            }
-            let window = usize::try_from(size - offset).unwrap_or(WINDOW).min(WINDOW);
-            let part = tokio::task::spawn_blocking(move || {
-                let mut part = vec![0; window];
-                file.read_exact_at(&mut part, offset).map(|()| part)
-            })
-            .await
-            .map_err(|error| ReadError::from(io::Error::other(error)))??;
-            Ok(Some((Bytes::from(part), offset + window as u64)))
+/// The writing end of a pipe out of a thread. What was written since the last flush is lost when it is
+/// dropped: whoever failed has nothing more to say.
+pub(crate) struct Outlet {
+    parts: mpsc::Sender<Bytes>,
+    gathered: BytesMut,
+}
+
+/// The reading end.
+pub(crate) struct Drain(mpsc::Receiver<Bytes>);
+
+/// A pipe out of a thread.
+pub(crate) fn outlet() -> (Outlet, Drain) {
+    let (parts, receiver) = mpsc::channel(PARTS);
+    (Outlet { parts, gathered: BytesMut::with_capacity(GATHER) }, Drain(receiver))
+}
+
+impl Write for Outlet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = GATHER.saturating_sub(self.gathered.len()).max(1);
+        let part = bytes.get(..room).unwrap_or(bytes);
+        self.gathered.extend_from_slice(part);
+        if self.gathered.len() >= GATHER {
+            self.flush()?;
         }
-    })
-    .boxed()
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let part = std::mem::replace(&mut self.gathered, BytesMut::with_capacity(GATHER)).freeze();
+        self.parts.blocking_send(part).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Drain {
+    /// Hands all that comes to `writer`, until the thread has let its end go.
+    pub(crate) async fn run(mut self, writer: &mut dyn BlobWriter) -> Result<(), PlaceError> {
+        while let Some(part) = self.0.recv().await {
+            writer.write(part).await?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use content::ReadErrorKind;
+    use content::{Digest, ReadErrorKind};
+    use registry::Descriptor;
 
     use super::*;
 
@@ -118,16 +141,53 @@ mod tests {
         assert!(reader.await.unwrap().is_err());
     }
 
-    #[tokio::test]
-    async fn a_file_is_streamed_whole_and_again() {
-        let mut file = tempfile::tempfile().unwrap();
-        let data: Vec<u8> = (0..WINDOW + 5).map(|at| at.to_le_bytes()[0]).collect();
-        file.write_all(&data).unwrap();
-        let file = Arc::new(file);
-        for _ in 0..2 {
-            let parts: Vec<_> = stream_file(&file, data.len() as u64).collect().await;
-            let all: Vec<u8> = parts.into_iter().flat_map(|part| part.unwrap().to_vec()).collect();
-            assert!(all == data);
+    /// Keeps what is written; fails when it has more than `room` bytes.
+    struct Kept {
+        bytes: Vec<u8>,
+        room: usize,
+    }
+
+    #[async_trait::async_trait]
+    impl BlobWriter for Kept {
+        async fn write(&mut self, bytes: Bytes) -> Result<(), PlaceError> {
+            self.bytes.extend_from_slice(&bytes);
+            if self.bytes.len() > self.room { Err(PlaceError::Interrupted) } else { Ok(()) }
         }
+        async fn commit(self: Box<Self>, _: &Descriptor, _: Option<&Digest>) -> Result<(), PlaceError> {
+            Ok(())
+        }
+        async fn abort(self: Box<Self>) {}
+    }
+
+    #[tokio::test]
+    async fn what_a_thread_writes_arrives_whole_and_in_order() {
+        let data: Vec<u8> = (0..GATHER * 3 + 5).map(|at| at.to_le_bytes()[0]).collect();
+        let (mut outlet, drain) = outlet();
+        let expected = data.clone();
+        let thread = tokio::task::spawn_blocking(move || {
+            for part in data.chunks(70_001) {
+                outlet.write_all(part).unwrap();
+            }
+            outlet.flush().unwrap();
+        });
+        let mut kept = Kept { bytes: Vec::new(), room: usize::MAX };
+        drain.run(&mut kept).await.unwrap();
+        thread.await.unwrap();
+        assert!(kept.bytes == expected);
+    }
+
+    #[tokio::test]
+    async fn a_target_that_fails_stops_the_thread() {
+        let (mut outlet, drain) = outlet();
+        let thread = tokio::task::spawn_blocking(move || {
+            loop {
+                if let Err(error) = outlet.write_all(&vec![7; GATHER]) {
+                    break error.kind();
+                }
+            }
+        });
+        let mut kept = Kept { bytes: Vec::new(), room: 10 };
+        assert!(drain.run(&mut kept).await.is_err());
+        assert_eq!(thread.await.unwrap(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -1,28 +1,30 @@
-//! Showing how far a conversion is.
+//! Showing how far a conversion is: bars on a terminal, a line for each beginning and end elsewhere.
 
+use std::io::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::report::Outcome;
+use crate::table;
 
 /// Is told what a conversion does.
 pub trait Progress: Send + Sync {
     /// A layer's turn has come. `name` is short, `size` the bytes to read.
     fn layer(&self, name: &str, size: u64) -> Arc<dyn LayerProgress>;
+    /// Something that is no failure and that the user should know.
+    fn note(&self, text: &str);
 }
 
-/// Is told what happens to a layer.
+/// Is told what happens to a layer. One that is dropped before [`LayerProgress::done`] was stopped.
 pub trait LayerProgress: Send + Sync {
     /// So many more bytes of the source were read.
     fn read(&self, bytes: u64);
-    /// The layer is converted, or needs no conversion; `size` bytes are to be pushed.
+    /// The layer is made; its last bytes, of `size` in all, are on their way.
     fn pushing(&self, size: u64);
-    /// So many more bytes were pushed.
-    fn pushed(&self, bytes: u64);
-    /// The layer is at its destination.
-    fn done(&self, outcome: Outcome);
+    /// The layer is at its destination, with `size` bytes.
+    fn done(&self, outcome: Outcome, size: u64);
 }
 
 /// Shows nothing.
@@ -33,13 +35,49 @@ impl Progress for Silent {
     fn layer(&self, _: &str, _: u64) -> Arc<dyn LayerProgress> {
         Arc::new(Self)
     }
+    fn note(&self, _: &str) {}
 }
 
 impl LayerProgress for Silent {
     fn read(&self, _: u64) {}
     fn pushing(&self, _: u64) {}
-    fn pushed(&self, _: u64) {}
-    fn done(&self, _: Outcome) {}
+    fn done(&self, _: Outcome, _: u64) {}
+}
+
+/// Plain lines on standard error, for logs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lines;
+
+impl Progress for Lines {
+    fn layer(&self, name: &str, size: u64) -> Arc<dyn LayerProgress> {
+        say(&format!("{name}  begins, {}", table::bytes(size)));
+        Arc::new(Line { name: name.to_owned(), size, began: Instant::now() })
+    }
+
+    fn note(&self, text: &str) {
+        say(&format!("warning: {text}"));
+    }
+}
+
+struct Line {
+    name: String,
+    size: u64,
+    began: Instant,
+}
+
+impl LayerProgress for Line {
+    fn read(&self, _: u64) {}
+    fn pushing(&self, _: u64) {}
+    fn done(&self, outcome: Outcome, size: u64) {
+        let (before, after) = (table::bytes(self.size), table::bytes(size));
+        let seconds = self.began.elapsed().as_secs_f64();
+        say(&format!("{}  {}, {before} -> {after}, {seconds:.1} s", self.name, outcome.as_str()));
+    }
+}
+
+/// Nobody may be listening; then there is nothing to do about it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// A layer under way. Without the bar it takes 64 columns, so that a terminal of 80 shows it on one line.
@@ -61,10 +99,15 @@ impl Default for Bars {
 
 impl Progress for Bars {
     fn layer(&self, name: &str, size: u64) -> Arc<dyn LayerProgress> {
-        let bar = self.0.add(ProgressBar::new(size).with_prefix(name.to_owned()).with_message("converting"));
+        let bar = self.0.add(ProgressBar::new(size).with_prefix(name.to_owned()).with_message("reading"));
         bar.set_style(style(RUNNING));
         bar.enable_steady_tick(Duration::from_millis(200));
         Arc::new(Bar(bar))
+    }
+
+    fn note(&self, text: &str) {
+        // If the terminal has gone there is nobody to tell.
+        let _ = self.0.println(format!("warning: {text}"));
     }
 }
 
@@ -76,17 +119,13 @@ impl LayerProgress for Bar {
     }
 
     fn pushing(&self, size: u64) {
-        self.0.set_position(0);
         self.0.set_length(size);
+        self.0.set_position(size);
         self.0.set_message("pushing");
-        self.0.reset_eta();
     }
 
-    fn pushed(&self, bytes: u64) {
-        self.0.inc(bytes);
-    }
-
-    fn done(&self, outcome: Outcome) {
+    fn done(&self, outcome: Outcome, size: u64) {
+        self.0.set_length(size);
         self.0.set_style(style(DONE));
         self.0.finish_with_message(outcome.as_str());
     }

@@ -1,12 +1,11 @@
-//! Reports for people.
+//! What a conversion did, for people.
 
 use std::fmt;
 
-use crate::inspect::{ImageReport, LayerReport, PlatformReport};
 use crate::report::ConvertReport;
 
 /// Bytes with three significant digits, in powers of 1024: `1.25 MiB`.
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = count as f64;
     let mut unit = "B";
@@ -26,54 +25,9 @@ fn bytes(count: u64) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
-fn or_dash<T: fmt::Display>(value: Option<T>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
-fn short(digest: &content::Digest) -> String {
+/// The first digits of a digest: enough to find it again.
+pub(crate) fn short(digest: &content::Digest) -> String {
     digest.hex().chars().take(12).collect()
-}
-
-impl fmt::Display for ImageReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.reference)?;
-        writeln!(f, "  {}  {}", self.digest, self.media_type)?;
-        self.platforms.iter().try_for_each(|platform| platform.fmt(f))
-    }
-}
-
-impl fmt::Display for PlatformReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lazy = if self.lazy { "mounts lazily" } else { "is pulled before it starts" };
-        writeln!(f)?;
-        let (platform, layers) = (&self.platform, self.layers.len());
-        writeln!(f, "{platform}  {}  {layers} layers, {}, {lazy}", short(&self.digest), bytes(self.size))?;
-        writeln!(
-            f,
-            "  {:12}  {:>9}  {:12}  {:>9}  {:>8}  {:>8}  {:>8}  {:11}  {:>9}",
-            "LAYER", "SIZE", "KIND", "INFLATED", "ENTRIES", "FILES", "CHUNKS", "LANDMARK", "PREFETCH"
-        )?;
-        self.layers.iter().try_for_each(|layer| layer.fmt(f))
-    }
-}
-
-impl fmt::Display for LayerReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "  {:12}  {:>9}  {:12}  {:>9}  {:>8}  {:>8}  {:>8}  {:11}  {:>9}",
-            short(&self.digest),
-            bytes(self.size),
-            self.kind,
-            or_dash(self.uncompressed_size.or(self.file_bytes).map(bytes)),
-            or_dash(self.entries),
-            or_dash(self.files),
-            or_dash(self.chunks),
-            or_dash(self.landmark),
-            or_dash(self.prefetch_bytes.map(bytes)),
-        )?;
-        self.problem.iter().try_for_each(|problem| writeln!(f, "  {:12}  {problem}", ""))
-    }
 }
 
 impl fmt::Display for ConvertReport {
@@ -92,6 +46,9 @@ impl fmt::Display for ConvertReport {
                     layer.seconds
                 )?;
             }
+        }
+        if let Some(digest) = &self.toc_image {
+            writeln!(f, "tables of contents  {digest}")?;
         }
         let percent = self.bytes as f64 / self.source_bytes.max(1) as f64 * 100.0;
         let (source, now) = (bytes(self.source_bytes), bytes(self.bytes));

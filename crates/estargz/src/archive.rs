@@ -1,91 +1,73 @@
-//! Reading tar streams: ustar, PAX and GNU, as container tools write them.
+//! Reading tar streams: V7, ustar, PAX, GNU and star, as container tools write them.
 //!
 //! A tar is a row of 512-byte headers, each followed by its data padded to 512 bytes. What a header has no
 //! room for stands in entries before it: PAX records (`x`) or GNU long names (`L`, `K`). The reader folds
 //! those into the entry that they describe and keeps the raw header blocks, so that a writer can pass them on
 //! unchanged.
 //!
+//! Two readers that see different trees in one archive are a security hole: what was checked is not what
+//! runs. Wherever the formats leave room, this reader sees what Go's sees, with which every container engine
+//! unpacks layers; and what Go, GNU tar and others read differently is an error if no tool writes it.
+//!
 //! The end is where the data of the last entry ends. A stream that stops in the padding behind it, or without
 //! the two blocks of zeros, is whole: some tools write layers like that (`umoci insert` does), and containerd
 //! takes them. Data that is cut short, or half a header, is an error.
 //!
-//! Sparse files are refused: their data is not their content, and containerd refuses them too.
+//! Sparse files are expanded as they are read, and their headers rewritten ([`Entry::rewritten`]): layers
+//! cannot hold them, and containerd refuses the old kind.
 
+use std::fmt::Write as _;
 use std::io::{self, Read};
 
+mod data;
+mod entry;
+mod error;
+mod expand;
 mod header;
 mod pax;
+mod rewrite;
+mod sparse;
 
-use header::Header;
-pub use header::{Entry, EntryKind};
+pub use data::Data;
+use data::{Content, Counted};
+pub use entry::{Entry, EntryKind, Timestamp};
+pub use error::ArchiveError;
+use header::{Dialect, Extensions, Header};
 use pax::Pax;
+pub use sparse::{SparseError, SparseProblem};
 
 /// Size of a tar block in bytes.
 pub const BLOCK: usize = 512;
 
-/// Largest PAX header or GNU long name that is read, in bytes: far beyond what any path and xattrs need.
+/// Largest PAX header, GNU long name or sparse map that is read, in bytes: far beyond what any path and
+/// xattrs need, and what Go's reader takes.
 const MAX_EXTENSION: u64 = 1 << 20;
-
-/// Why a tar stream could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ArchiveError {
-    /// The stream below failed.
-    #[error("reading the tar stream: {0}")]
-    Io(#[from] io::Error),
-    /// The stream ends inside an entry.
-    #[error("the tar stream ends in the middle of {0:?}")]
-    Truncated(String),
-    /// A header whose checksum is wrong.
-    #[error("this is not a tar stream, or it is damaged: wrong checksum of the header after {0:?}")]
-    Checksum(String),
-    /// A field that is no number, or too large a one.
-    #[error("tar entry {name:?}: {field} is not a number that fits")]
-    Number {
-        /// Path of the entry, as far as it is known.
-        name: String,
-        /// The field.
-        field: &'static str,
-    },
-    /// A PAX header that cannot be read.
-    #[error("tar entry {name:?}: malformed PAX header: {problem}")]
-    Pax {
-        /// Path of the entry, as far as it is known.
-        name: String,
-        /// What is wrong.
-        problem: &'static str,
-    },
-    /// A PAX header or long name beyond 1 MiB.
-    #[error("tar entry {0:?}: extended header is larger than 1 MiB")]
-    LongExtension(String),
-    /// A sparse file.
-    #[error("tar entry {0:?} is a sparse file, which layers cannot hold; store the file in full")]
-    Sparse(String),
-    /// A type of entry that layers cannot hold.
-    #[error("tar entry {name:?} has type {kind:?}, which layers cannot hold")]
-    Unsupported {
-        /// Path of the entry.
-        name: String,
-        /// The type byte.
-        kind: char,
-    },
-}
 
 /// Reads a tar stream entry by entry.
 pub struct Reader<R> {
-    inner: R,
-    /// Bytes of the current entry's data that nobody has read.
-    data_left: u64,
-    /// Zeros behind that data.
+    stream: Counted<R>,
+    /// What is left of the current entry's data.
+    content: Content,
+    /// Bytes of padding behind that data.
     padding: u64,
     /// The current entry, for messages.
     current: String,
+    /// Bytes of holes that sparse files may still have.
+    holes_left: u64,
     ended: bool,
 }
 
 impl<R: Read> Reader<R> {
-    /// A reader at the beginning of `inner`.
+    /// A reader at the beginning of `inner`, or where the headers of an entry begin.
     pub fn new(inner: R) -> Self {
-        Self { inner, data_left: 0, padding: 0, current: String::new(), ended: false }
+        Self {
+            stream: Counted { inner, position: 0 },
+            content: Content::default(),
+            padding: 0,
+            current: String::new(),
+            holes_left: sparse::MAX_HOLES,
+            ended: false,
+        }
     }
 
     /// The next entry. Data of the one before that was not read is skipped. `None` at the end marker, or at
@@ -102,48 +84,99 @@ impl<R: Read> Reader<R> {
             self.ended = true;
             return Ok(None);
         }
-        let mut raw = Vec::with_capacity(BLOCK);
-        let mut pax = None;
-        let mut long_path = None;
-        let mut long_link = None;
+        let position = self.stream.position;
+        let mut extensions = Extensions::default();
         loop {
-            let Some(block) = self.read_block()? else {
-                self.ended = true;
-                return if raw.is_empty() { Ok(None) } else { Err(self.truncated()) };
+            let block = self.read_block()?;
+            let Some(block) = block.filter(|block| *block != [0; BLOCK]) else {
+                return self.end(&extensions, block.is_some());
             };
-            if block == [0; BLOCK] {
-                self.ended = true;
-                return if raw.is_empty() { Ok(None) } else { Err(self.truncated()) };
-            }
             let header = Header::new(&block, &self.current)?;
-            raw.extend_from_slice(&block);
+            extensions.raw.extend_from_slice(&block);
             match header.type_flag() {
-                b'x' => pax = Some(Pax::parse(&self.extension(&header, &mut raw)?, &header.raw_path())?),
-                b'L' => long_path = Some(until_nul(self.extension(&header, &mut raw)?)),
-                b'K' => long_link = Some(until_nul(self.extension(&header, &mut raw)?)),
-                // Global records (git writes a comment) describe no entry; Go's reader ignores them as well.
-                b'g' => {
-                    self.extension(&header, &mut raw)?;
-                }
-                _ => {
-                    let entry = header.into_entry(raw, pax.unwrap_or_default(), long_path, long_link)?;
-                    self.current = entry.display_path();
-                    self.data_left = entry.size;
-                    self.padding = padding(entry.size);
-                    return Ok(Some(entry));
-                }
+                b'x' | b'g' | b'L' | b'K' => self.extend(&header, &mut extensions)?,
+                _ => return self.describe(header, extensions, position).map(Some),
             }
         }
     }
 
-    /// The data of the current entry, as far as it has not been read.
+    /// The content of the current entry, as far as it has not been read: as many bytes as its `size` says,
+    /// with zeros for the holes of a sparse file.
     pub fn data(&mut self) -> Data<'_, R> {
         Data(self)
     }
 
     /// The stream below, wherever it stands.
     pub fn into_inner(self) -> R {
-        self.inner
+        self.stream.inner
+    }
+
+    /// The stream ends, or the end marker begins.
+    fn end(&mut self, extensions: &Extensions, marked: bool) -> Result<Option<Entry>, ArchiveError> {
+        self.ended = true;
+        if extensions.any() {
+            return Err(self.truncated());
+        }
+        if marked && self.read_block()?.is_some_and(|block| block != [0; BLOCK]) {
+            return Err(ArchiveError::EndMarker(self.current.clone()));
+        }
+        Ok(None)
+    }
+
+    /// Reads an extension header.
+    fn extend(&mut self, header: &Header, extensions: &mut Extensions) -> Result<(), ArchiveError> {
+        let name = header.raw_path();
+        let data = self.extension(header, &mut extensions.raw)?;
+        let ambiguous = |problem| Err(ArchiveError::Ambiguous { name: name.clone(), problem });
+        match header.type_flag() {
+            b'x' if extensions.pax.is_some() => ambiguous("two PAX headers for one entry"),
+            b'x' => {
+                extensions.pax = Some(Pax::parse(data, &name)?);
+                Ok(())
+            }
+            b'g' if extensions.any() => ambiguous("a global header between an entry and its extensions"),
+            b'g' => {
+                pax::check_global(&data, &name)?;
+                extensions.global = extensions.raw.len();
+                Ok(())
+            }
+            flag => {
+                let (slot, problem) = if flag == b'L' {
+                    (&mut extensions.long_path, "two GNU long names for one entry")
+                } else {
+                    (&mut extensions.long_link, "two GNU long link targets for one entry")
+                };
+                if slot.is_some() {
+                    return ambiguous(problem);
+                }
+                *slot = Some(until_nul(data)).filter(|name| !name.is_empty());
+                Ok(())
+            }
+        }
+    }
+
+    /// The entry that `header` and its extensions describe. The stream then stands before its data.
+    fn describe(
+        &mut self,
+        header: Header,
+        extensions: Extensions,
+        position: u64,
+    ) -> Result<Entry, ArchiveError> {
+        let block = header.block;
+        let old_sparse = header.type_flag() == b'S';
+        let gnu = header.dialect() == Dialect::Gnu;
+        let global = extensions.global;
+        let (mut entry, pax, stored) = header.into_entry(extensions, position)?;
+        self.current = entry.display_path();
+        self.padding = padding(stored);
+        self.content = Content::plain(stored);
+        if old_sparse || pax.sparse.any() {
+            let map =
+                if old_sparse { self.old_map(&block, gnu, &pax)? } else { self.pax_map(&pax, entry.kind)? };
+            entry.raw.truncate(global);
+            self.expand(&mut entry, map, &pax)?;
+        }
+        Ok(entry)
     }
 
     /// Reads the data of an extension header, and keeps it with its padding in `raw`.
@@ -154,7 +187,7 @@ impl<R: Read> Reader<R> {
         }
         let mut data = Vec::new();
         let padded = size + padding(size);
-        if (&mut self.inner).take(padded).read_to_end(&mut data)? as u64 != padded {
+        if (&mut self.stream).take(padded).read_to_end(&mut data)? as u64 != padded {
             return Err(self.truncated());
         }
         raw.extend_from_slice(&data);
@@ -167,7 +200,7 @@ impl<R: Read> Reader<R> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.inner.read(rest) {
+            match self.stream.read(rest) {
                 Ok(0) if filled == 0 => return Ok(None),
                 Ok(0) => return Err(self.truncated()),
                 Ok(count) => filled += count,
@@ -180,35 +213,19 @@ impl<R: Read> Reader<R> {
 
     /// Skips data that nobody read. All of it must be there.
     fn skip_data(&mut self) -> Result<(), ArchiveError> {
-        let len = std::mem::take(&mut self.data_left);
-        let skipped = io::copy(&mut (&mut self.inner).take(len), &mut io::sink())?;
+        let len = std::mem::take(&mut self.content).stored;
+        let skipped = io::copy(&mut (&mut self.stream).take(len), &mut io::sink())?;
         if skipped == len { Ok(()) } else { Err(self.truncated()) }
     }
 
     /// Skips what stands behind the data. `false` if the stream ends before that does.
     fn skip_padding(&mut self) -> Result<bool, ArchiveError> {
         let len = std::mem::take(&mut self.padding);
-        Ok(io::copy(&mut (&mut self.inner).take(len), &mut io::sink())? == len)
+        Ok(io::copy(&mut (&mut self.stream).take(len), &mut io::sink())? == len)
     }
 
     fn truncated(&self) -> ArchiveError {
         ArchiveError::Truncated(self.current.clone())
-    }
-}
-
-/// The data of an entry. Ends with the entry; a stream that ends earlier is an error, never a short file.
-pub struct Data<'a, R>(&'a mut Reader<R>);
-
-impl<R: Read> Read for Data<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.0.data_left).unwrap_or(usize::MAX).min(buffer.len());
-        let Some(part) = buffer.get_mut(..want).filter(|part| !part.is_empty()) else { return Ok(0) };
-        let count = self.0.inner.read(part)?;
-        if count == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, self.0.truncated().to_string()));
-        }
-        self.0.data_left = self.0.data_left.saturating_sub(count as u64);
-        Ok(count)
     }
 }
 
@@ -224,9 +241,23 @@ fn until_nul(mut text: Vec<u8>) -> Vec<u8> {
     text
 }
 
-/// A path for a message: readable, and at most 200 characters of it.
+/// A path for a message, to stand between quotes: at most 200 characters of it, bytes that are no UTF-8 as
+/// `\xe9`, and what a terminal would obey escaped.
 pub(crate) fn display(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).chars().take(200).collect()
+    let mut text = String::new();
+    for chunk in path.utf8_chunks() {
+        for shown in chunk.valid().chars() {
+            text.extend(shown.escape_debug());
+        }
+        for byte in chunk.invalid() {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+        if text.len() > 4 * 200 {
+            break;
+        }
+    }
+    if text.chars().count() > 200 { text.chars().take(199).chain(['…']).collect() } else { text }
 }
 
 #[cfg(test)]

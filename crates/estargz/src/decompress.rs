@@ -1,6 +1,10 @@
 //! Layers as registries have them: gzip of one or many members, zstd, or plain tar. The first bytes tell.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+
+/// Largest zstd window: 128 MiB, which is what `zstd --ultra -22` and `zstd --long` use. A frame can ask for
+/// 3.75 TiB.
+pub(crate) const MAX_WINDOW_LOG: u32 = 27;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,14 +29,17 @@ impl Compression {
     }
 }
 
+/// A stream from its beginning, whose first bytes were looked at.
+type Sniffed<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
+
 /// Reads what a layer inflates to.
 pub enum Decompressor<R: Read> {
     /// gzip, all members.
-    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<R>>>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Sniffed<R>>>),
     /// zstd, all frames.
-    Zstd(zstd::stream::read::Decoder<'static, BufReader<R>>),
+    Zstd(zstd::stream::read::Decoder<'static, Sniffed<R>>),
     /// As it is.
-    Plain(BufReader<R>),
+    Plain(Sniffed<R>),
 }
 
 impl<R: Read> Decompressor<R> {
@@ -60,13 +67,24 @@ impl<R: Read> Read for Decompressor<R> {
 ///
 /// # Errors
 /// What reading the first bytes says.
-pub fn decompress<R: Read>(reader: R) -> io::Result<Decompressor<R>> {
-    let mut reader = BufReader::with_capacity(128 * 1024, reader);
-    Ok(match Compression::sniff(reader.fill_buf()?) {
+pub fn decompress<R: Read>(mut reader: R) -> io::Result<Decompressor<R>> {
+    // However few bytes a slow stream gives at first: four of them tell.
+    let mut start = Vec::with_capacity(4);
+    (&mut reader).take(4).read_to_end(&mut start)?;
+    let compression = Compression::sniff(&start);
+    let reader = BufReader::with_capacity(128 * 1024, Cursor::new(start).chain(reader));
+    Ok(match compression {
         Compression::Gzip => Decompressor::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(reader))),
-        Compression::Zstd => Decompressor::Zstd(zstd::stream::read::Decoder::with_buffer(reader)?),
+        Compression::Zstd => Decompressor::Zstd(zstd_reader(reader)?),
         Compression::None => Decompressor::Plain(reader),
     })
+}
+
+/// Reads what the zstd frames in `reader` inflate to.
+pub(crate) fn zstd_reader<R: BufRead>(reader: R) -> io::Result<zstd::stream::read::Decoder<'static, R>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
+    decoder.window_log_max(MAX_WINDOW_LOG)?;
+    Ok(decoder)
 }
 
 #[cfg(test)]
@@ -80,6 +98,23 @@ mod tests {
         let mut out = Vec::new();
         reader.read_to_end(&mut out).unwrap();
         (reader.compression(), out)
+    }
+
+    #[test]
+    fn a_slow_stream_is_the_same_stream() {
+        struct Slow<'a>(&'a [u8]);
+        impl Read for Slow<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let one = buffer.len().min(1);
+                self.0.read(&mut buffer[..one])
+            }
+        }
+        let zstd = zstd::encode_all(b"pantala".as_slice(), 3).unwrap();
+        let mut reader = decompress(Slow(&zstd)).unwrap();
+        assert_eq!(reader.compression(), Compression::Zstd);
+        let mut out = Vec::new();
+        reader.read_to_end(&mut out).unwrap();
+        assert_eq!(out, b"pantala");
     }
 
     #[test]

@@ -6,15 +6,20 @@
 //! empty gzip member of fixed size, the [`footer`], says where that entry's member begins. To a tool that
 //! knows nothing of this the blob is a tar.gz with two files too many.
 //!
-//! * Reading: [`open_tail`] finds the TOC in a blob's last bytes, [`Toc::parse`] turns it into an inode
-//!   table, [`inflate_chunk`] inflates and verifies what was fetched.
+//! zstd:chunked is the same idea in zstd frames, in two dialects: that of stargz-snapshotter has the same
+//! TOC, that of containers/storage (podman) one with holes. TOC and footer hide in skippable frames.
+//!
+//! * Reading: [`open_tail`] finds the TOC in a blob's last bytes, whichever of these it is, [`Toc::parse`]
+//!   turns it into an inode table, [`inflate_chunk`] inflates and verifies what was fetched.
 //! * Writing: [`build`] turns a tar stream into a blob; its bytes do not depend on the number of cores.
+//! * Auditing: [`audit::audit`] holds a blob's TOC, its tar and what an image says of it against each other.
 //!
 //! Everything here is synchronous and knows no network and no files. All input is hostile: sizes are
 //! bounded before memory is given, arithmetic is checked, and whatever does not fit is an error that names
 //! the entry. A refused layer costs laziness and nothing else: it can still be unpacked.
 
 pub mod archive;
+pub mod audit;
 pub mod footer;
 pub mod toc;
 
@@ -25,11 +30,14 @@ mod path;
 mod tail;
 mod whiteout;
 
-pub use build::{BuildError, Built, DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, Options, build};
+pub use build::{
+    BuildError, Built, BuiltToc, DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, DEFAULT_ZSTD_LEVEL, DescribeProblem,
+    Format, FormatError, Options, PodmanProblem, TocLayer, TocPlace, build, build_ordered, toc_layer,
+};
 pub use chunk::{ChunkError, inflate_chunk};
 pub use decompress::{Compression, Decompressor, decompress};
-pub use tail::{TailError, TailState, open_tail};
-pub use toc::{Chunk, Inode, Kind, Landmark, ROOT, Toc, TocError, TocLimits};
+pub use tail::{BlobKind, TailError, TailState, open_tail, read_toc_layer};
+pub use toc::{Chunk, Inode, Kind, Landmark, NO_DIGEST, ROOT, Toc, TocError, TocLimits};
 pub use whiteout::{Whiteout, whiteout};
 
 /// Annotation of a layer's descriptor that pins its TOC: the sha256 of the uncompressed JSON as stored.

@@ -49,8 +49,12 @@ pub(crate) fn clean(path: &[u8], out: &mut Vec<u8>) -> Result<(), PathProblem> {
 
 /// Orders paths so that a directory stands before everything below it, and that before its next sibling.
 pub(crate) fn tree_order(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+    // Paths of a hostile layer may begin alike for 4 KiB: that much is compared in strides.
+    const STRIDE: usize = 64;
+    let strides = a.chunks(STRIDE).zip(b.chunks(STRIDE)).take_while(|(a, b)| a == b).count();
+    let rest = |path| <[u8]>::get(path, strides * STRIDE..).unwrap_or_default();
     let slash_first = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
-    a.iter().map(slash_first).cmp(b.iter().map(slash_first))
+    rest(a).iter().map(slash_first).cmp(rest(b).iter().map(slash_first))
 }
 
 #[cfg(test)]
@@ -89,5 +93,24 @@ mod tests {
         let mut paths = ["a.b", "a/x", "a", "a-b", "a/x/y", "a/b"].map(str::as_bytes);
         paths.sort_by(|a, b| tree_order(a, b));
         assert_eq!(paths, ["a", "a/b", "a/x", "a/x/y", "a-b", "a.b"].map(str::as_bytes));
+    }
+
+    #[test]
+    fn the_order_does_not_depend_on_how_long_paths_begin_alike() {
+        use std::cmp::Ordering::{Equal, Greater, Less};
+        for len in 0..200 {
+            let same = "x".repeat(len);
+            let path = |end: &str| format!("{same}{end}").into_bytes();
+            for (a, b, order) in [
+                ("", "", Equal),
+                ("", "/y", Less),
+                ("/y", "-y", Less),
+                ("b", "/b", Greater),
+                ("y", "z", Less),
+            ] {
+                assert_eq!(tree_order(&path(a), &path(b)), order, "{len} bytes, then {a:?} and {b:?}");
+                assert_eq!(tree_order(&path(b), &path(a)), order.reverse());
+            }
+        }
     }
 }

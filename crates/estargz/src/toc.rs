@@ -5,8 +5,8 @@
 //! root) in the order of a depth-first walk; hard links are names of one inode. Directory entries are sorted
 //! by name, so that a lookup is a binary search and a directory stream has stable positions.
 //!
-//! `toc/parse.rs` reads and checks the JSON entry by entry, `toc/tree.rs` makes the table of what it found,
-//! `toc/json.rs` writes entries as Go's tools do.
+//! `toc/schema.rs` reads the JSON entry by entry, `toc/parse.rs` checks each, `toc/tree.rs` makes the table of
+//! what they found, `toc/json.rs` writes entries as Go's tools do.
 
 use content::{ByteRange, Digest};
 
@@ -14,7 +14,9 @@ use crate::path::PathProblem;
 
 mod inode;
 pub(crate) mod json;
+mod owners;
 mod parse;
+mod schema;
 mod tree;
 
 pub use inode::Inode;
@@ -45,16 +47,19 @@ pub enum Kind {
 pub struct TocLimits {
     /// Bytes of JSON.
     pub json_bytes: u64,
-    /// Entries, with the directories that paths imply.
+    /// Entries: chunks too, and the directories that paths imply.
     pub entries: u32,
     /// Inflated bytes of one chunk, and bytes before it in its member: both must be inflated to read it.
     pub chunk_bytes: u32,
+    /// Take chunks without a digest too, as legacy stargz has them: to look at such a table, never to mount
+    /// the layer. [`crate::inflate_chunk`] refuses those chunks.
+    pub unverified: bool,
 }
 
 impl Default for TocLimits {
     fn default() -> Self {
         // About 370 bytes of JSON are usual per file; tools write chunks of 4 MiB.
-        Self { json_bytes: 512 << 20, entries: 4_000_000, chunk_bytes: 256 << 20 }
+        Self { json_bytes: 512 << 20, entries: 4_000_000, chunk_bytes: 256 << 20, unverified: false }
     }
 }
 
@@ -85,6 +90,12 @@ pub enum EntryProblem {
     /// A digest is no sha256.
     #[error("{0}")]
     Digest(#[from] content::DigestError),
+    /// The digest of a file and that of its only chunk differ, or an empty file has that of something else.
+    #[error("the digest of the file contradicts that of its content")]
+    DigestsDiffer,
+    /// A chunk of a type that is not known.
+    #[error("unknown type of chunk {0:?}")]
+    ChunkType(String),
     /// The chunks do not cover the file exactly, in order.
     #[error("its chunks do not cover the file exactly")]
     Tiling,
@@ -162,14 +173,25 @@ pub struct Chunk {
     pub file_offset: u64,
     /// Bytes of the file.
     pub len: u32,
-    /// The compressed bytes in the blob that are needed to inflate it. They begin at a gzip member. Chunks
-    /// of small files may share a member, and so their extents overlap.
+    /// The compressed bytes in the blob that are needed to inflate it. They begin at a gzip member or zstd
+    /// frame. Chunks of small files may share one, and so their extents overlap. Empty for a chunk of zeros.
     pub blob: ByteRange,
     /// Inflated bytes of the member that stand before it.
     pub inner_offset: u32,
-    /// sha256 of the inflated bytes.
+    /// sha256 of the inflated bytes. All zeros ([`NO_DIGEST`]) if the table does not say: a chunk of zeros,
+    /// or one that [`TocLimits::unverified`] let through.
     pub digest: Digest,
 }
+
+impl Chunk {
+    /// Whether it is nothing but zeros, and no bytes of the blob are needed to know them.
+    pub const fn is_zeros(&self) -> bool {
+        self.blob.is_empty()
+    }
+}
+
+/// Stands for a digest that the table does not give. No bytes are known whose sha256 it is.
+pub const NO_DIGEST: Digest = Digest::from_bytes([0; 32]);
 
 /// An inode as it is kept. `first` and `count` are a run of chunks (file), of directory entries (directory)
 /// or of bytes in `strings` (symbolic link), or major and minor number (device).
@@ -186,6 +208,9 @@ struct Node {
     xattr_first: u32,
     xattr_count: u16,
     mode: u16,
+    /// Number in `owners`, plus 1; 0 if there is no name.
+    user: u16,
+    group: u16,
     kind: Kind,
 }
 
@@ -225,17 +250,20 @@ pub struct Toc {
     chunks: Vec<StoredChunk>,
     xattrs: Vec<(Span, Span)>,
     strings: Vec<u8>,
+    /// Names of users and groups.
+    owners: Vec<Span>,
+    /// Digests of whole files, ascending by inode: of those alone for which their only chunk does not tell.
+    digests: Vec<(u32, Digest)>,
     file_bytes: u64,
 }
 
 impl Toc {
-    /// Reads and checks the TOC `json` of a blob whose payload ends, and whose TOC member begins, at
-    /// `toc_offset`.
+    /// Reads and checks the TOC `json`, of either schema, of a blob whose payload ends at `payload_end`.
     ///
     /// # Errors
     /// [`TocError`], naming the first entry that is wrong.
-    pub fn parse(json: &[u8], toc_offset: u64, limits: &TocLimits) -> Result<Self, TocError> {
-        parse::parse(json, toc_offset, limits)
+    pub fn parse(json: &[u8], payload_end: u64, limits: &TocLimits) -> Result<Self, TocError> {
+        parse::parse(json, payload_end, limits)
     }
 
     /// sha256 of the JSON as stored: the TOC digest of the layer's annotation.
@@ -243,7 +271,7 @@ impl Toc {
         self.digest
     }
 
-    /// Where in the blob the payload ends and the TOC's member begins.
+    /// Where in the blob the payload ends and the TOC, or the footer of an external one, begins.
     pub const fn payload_end(&self) -> u64 {
         self.payload_end
     }
@@ -298,6 +326,18 @@ impl Toc {
         self.chunks.get(usize::try_from(number).ok()?).map(StoredChunk::public)
     }
 
+    /// Numbers of the chunks that hold `range` of the file `inode`. Bytes beyond its end are in none.
+    pub fn chunks_of(&self, inode: u32, range: ByteRange) -> std::ops::Range<u32> {
+        let Some(inode) = self.inode(inode).filter(|inode| inode.kind() == Kind::Regular) else {
+            return 0..0;
+        };
+        let end = range.end.min(inode.size());
+        match (inode.chunk_at(range.start), end.checked_sub(1).and_then(|last| inode.chunk_at(last))) {
+            (Some(first), Some(last)) if range.start < end => first..last.saturating_add(1),
+            _ => 0..0,
+        }
+    }
+
     /// All chunks, ascending by number.
     pub fn chunks(&self) -> impl ExactSizeIterator<Item = Chunk> {
         self.chunks.iter().map(StoredChunk::public)
@@ -309,6 +349,8 @@ impl Toc {
             + self.children.capacity() * size_of::<Child>()
             + self.chunks.capacity() * size_of::<StoredChunk>()
             + self.xattrs.capacity() * size_of::<(Span, Span)>()
+            + self.owners.capacity() * size_of::<Span>()
+            + self.digests.capacity() * size_of::<(u32, Digest)>()
             + self.strings.capacity()
     }
 

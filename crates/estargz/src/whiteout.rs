@@ -3,7 +3,8 @@
 //! They are kept in the TOC as they stand in the tar. Whoever presents a layer as the upper part of an
 //! overlay turns them into what overlayfs understands.
 
-const PREFIX: &[u8] = b".wh.";
+/// Stands before the name that is taken away.
+pub(crate) const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const META_PREFIX: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -27,7 +28,7 @@ pub fn whiteout(name: &[u8]) -> Option<Whiteout<'_>> {
     if name.starts_with(META_PREFIX) {
         return Some(Whiteout::Meta);
     }
-    name.strip_prefix(PREFIX).map(|target| match target {
+    name.strip_prefix(WHITEOUT_PREFIX).map(|target| match target {
         b"" | b"." | b".." => Whiteout::Meta,
         _ => Whiteout::Removed(target),
     })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use content::{Digest, ReadError};
 use estargz::toc::TocError;
 
-/// Why a layer cannot be opened.
+/// Why a layer cannot be opened, or described.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LayerError {
     /// The blob could not be read.
@@ -42,6 +42,14 @@ pub enum LayerError {
         layer: Digest,
         /// What is wrong with it.
         source: Arc<TocError>,
+    },
+    /// The layer has something that EROFS cannot describe.
+    #[error("layer {layer}: {source}")]
+    Metadata {
+        /// The layer.
+        layer: Digest,
+        /// What cannot be described.
+        source: erofs::WriteError,
     },
     /// The layer store cannot be used.
     #[error("layer store, {doing} {}: {source}", path.display())]

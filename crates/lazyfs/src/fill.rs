@@ -2,7 +2,8 @@
 //!
 //! **Invariant: a hole is never readable as data.** Bytes are read only where the map has a bit, a bit is
 //! set only after the verified bytes were written, and a bit reaches the disk only after those bytes did
-//! (`fdatasync` of the data, then the map by write, `fsync`, rename). A crash loses bits and never bytes
+//! (`fdatasync` of the data, then the map by write, `fsync`, rename). Where the table of contents itself says
+//! that a chunk is zeros, the hole is that chunk, and its bit is set from the beginning. A crash loses bits and never bytes
 //! that a bit promises. If `fdatasync` fails, the kernel may have dropped pages silently, so every bit
 //! that is not on disk yet is taken back.
 //!
@@ -45,20 +46,31 @@ pub(crate) struct Fill {
 
 impl Fill {
     /// Opens, or makes, the data file and map in `folder` for a layer of `chunks` chunks that take
-    /// `data_len` bytes. A map that does not fit is forgotten.
-    pub(crate) fn open(folder: &Path, toc: Digest, chunks: usize, data_len: u64) -> io::Result<Self> {
+    /// `data_len` bytes. A map that does not fit is forgotten, and with it all data: nothing of another layer
+    /// may stand where `zeros`, the chunks that are nothing else, are read as holes.
+    pub(crate) fn open(
+        folder: &Path,
+        toc: Digest,
+        chunks: usize,
+        data_len: u64,
+        zeros: impl IntoIterator<Item = usize>,
+    ) -> io::Result<Self> {
         let folder =
             rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let data = File::from(rustix::fs::openat(&folder, "data", flags, Mode::RUSR | Mode::WUSR)?);
-        let bits = if data.metadata()?.len() == data_len {
-            read_map(&folder, &toc, chunks).unwrap_or_default()
+        let is_whole = data.metadata()?.len() == data_len;
+        let bits = if let Some(bits) = read_map(&folder, &toc, chunks).filter(|_| is_whole) {
+            bits
         } else {
             data.set_len(0)?;
             data.set_len(data_len)?;
             Vec::new()
         };
         let present = Bitmap::from_bytes(chunks, &bits);
+        for chunk in zeros {
+            present.set(chunk);
+        }
         let durable = Mutex::new(present.to_bytes());
         Ok(Self { folder, data, toc, present, durable, dirty: AtomicBool::new(false) })
     }
@@ -178,7 +190,7 @@ mod tests {
     use super::*;
 
     fn open(folder: &Path) -> Fill {
-        Fill::open(folder, Digest::of(b"toc"), 10, 10 * 4096).unwrap()
+        Fill::open(folder, Digest::of(b"toc"), 10, 10 * 4096, []).unwrap()
     }
 
     #[test]
@@ -216,8 +228,27 @@ mod tests {
         }
         std::fs::write(&path, &good).unwrap();
         assert!(open(folder.path()).has(0));
-        let other = Fill::open(folder.path(), Digest::of(b"other"), 10, 10 * 4096).unwrap();
+        let other = Fill::open(folder.path(), Digest::of(b"other"), 10, 10 * 4096, []).unwrap();
         assert!(!other.has(0), "the map of another TOC was believed");
+    }
+
+    #[test]
+    fn chunks_of_zeros_are_here_from_the_beginning_and_are_zeros() {
+        let folder = tempfile::tempdir().unwrap();
+        let fill = open(folder.path());
+        fill.store(5, 5 * 4096, &[7; 4096]).unwrap();
+        fill.flush().unwrap();
+        drop(fill);
+        let other = Fill::open(folder.path(), Digest::of(b"other"), 10, 10 * 4096, [5]).unwrap();
+        assert!(other.has(5) && !other.has(4));
+        let mut buffer = [1; 4096];
+        other.read(5 * 4096, &mut buffer).unwrap();
+        assert_eq!(buffer, [0; 4096], "bytes of the layer that was here before");
+        // They are durable without a flush: nothing that fails can take them back.
+        other.store(4, 4 * 4096, &[9; 4096]).unwrap();
+        drop(other);
+        let again = Fill::open(folder.path(), Digest::of(b"other"), 10, 10 * 4096, [5]).unwrap();
+        assert!(again.has(5) && !again.has(4));
     }
 
     #[test]

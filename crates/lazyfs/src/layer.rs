@@ -30,9 +30,12 @@ use tokio_util::sync::CancellationToken;
 use crate::ahead::Ahead;
 use crate::bitmap::Bitmap;
 use crate::engine::{Engine, Wanted};
+use crate::error::LayerError;
 use crate::fill::Fill;
 use crate::layout::Layout;
+use crate::metadata;
 use crate::source::Sources;
+use crate::tree::{OpaqueXattr, Tree};
 use flight::Flight;
 pub use hold::Layer;
 pub(crate) use schedule::Step;
@@ -216,6 +219,27 @@ impl Core {
         if !complaints.error.is_empty() {
             complaints.error.clear();
         }
+    }
+
+    /// The EROFS image that describes the layer.
+    pub(crate) fn metadata_image(&self, opaque: OpaqueXattr) -> Result<Vec<u8>, LayerError> {
+        let tree = Tree::new(&self.toc, opaque);
+        let mut left_out =
+            self.toc.inodes().filter_map(|inode| Some((inode.number(), tree.impossible_xattr(inode)?)));
+        // Once for all of them: a layer may have many.
+        if tracing::enabled!(tracing::Level::DEBUG)
+            && let Some((inode, name)) = left_out.next()
+        {
+            tracing::debug!(
+                layer = %self.digest,
+                file = self.path_of(inode),
+                name = %name.escape_ascii(),
+                other_files = left_out.count(),
+                "extended attributes that no file can have are left out"
+            );
+        }
+        metadata::image(&self.toc, &self.layout, opaque)
+            .map_err(|source| LayerError::Metadata { layer: self.digest, source })
     }
 
     /// The path of one name of an inode, for people.

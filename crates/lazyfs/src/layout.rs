@@ -1,7 +1,8 @@
 //! Where each chunk lies in the data file.
 //!
 //! Files stand one after another in the order of the TOC, which is that of the blob, each at a multiple of
-//! 4 KiB, so that a page of a file is a page of the data file.
+//! 4 KiB, so that a page of a file is a page of the data file. Nothing is ever written into the rest of a file's last
+//! page, nor is the data file shorter than that page: EROFS shows the whole of it to whoever maps it into memory.
 
 use std::ops::Range;
 

@@ -8,6 +8,7 @@
 //! * [`Layers`] is the store: one folder per table of contents.
 //! * [`Layer`] is one layer, shared by all that mount it.
 //! * [`mount`] shows it through FUSE, with an own thin implementation of the kernel's protocol.
+//! * [`Layer::metadata_image`] describes the same tree to the kernel's EROFS, whose files lie in the layer's data file.
 //!
 //! The crate knows neither registry nor cluster: bytes come from a [`content::BlobSource`].
 //!
@@ -23,6 +24,7 @@ mod fuse;
 mod layer;
 mod layers;
 mod layout;
+mod metadata;
 mod source;
 mod tree;
 

@@ -1,8 +1,10 @@
 //! A layer's table of contents as the lower directory that overlayfs expects.
 //!
 //! Two names mean something else: `.wh.x` is shown as the whiteout `x` (a character device 0:0), and
-//! `.wh..wh..opq` as an attribute of its directory. Extended attributes by which an image could speak to overlayfs, and those in `trusted.` that containerd never
-//! applies, are left out.
+//! `.wh..wh..opq` as an attribute of its directory.
+//!
+//! Not every extended attribute is shown (`tree/xattr.rs`). FUSE and EROFS both show a layer as it is described here,
+//! and so they show the same tree.
 //!
 //! Node numbers are the TOC's inode numbers. A whiteout has bit 32 set besides: the same inode may have an
 //! ordinary name too.
@@ -10,6 +12,10 @@
 use estargz::{Inode, Kind, Toc, Whiteout, whiteout};
 
 use crate::fuse::abi::{Attr, ROOT, encode_dev, libc_mode};
+
+mod xattr;
+
+use xattr::Room;
 
 /// Which attribute marks a directory as opaque.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,7 +36,8 @@ impl OpaqueXattr {
     }
 }
 
-const WHITEOUT: u64 = 1 << 32;
+/// Set in the number of a whiteout.
+pub(crate) const WHITEOUT: u64 = 1 << 32;
 const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// What a fresh directory has on the usual file systems.
@@ -147,19 +154,26 @@ impl<'a> Tree<'a> {
 
     /// The extended attributes of a node.
     pub(crate) fn xattrs(self, node: u64) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        let own =
-            self.plain(node).into_iter().flat_map(|inode| inode.xattrs()).filter(|(name, _)| is_kept(name));
+        let own = self.plain(node).into_iter().flat_map(|inode| {
+            let kind = inode.kind();
+            xattr::wanted(inode).filter(move |(name, value)| xattr::is_possible(kind, name, value))
+        });
         let opaque = self.is_opaque(node).then_some((self.opaque.name(), &b"y"[..]));
-        own.chain(opaque)
+        let mut room = Room::new();
+        opaque.into_iter().chain(own).filter(move |(name, value)| room.take(name, value))
+    }
+
+    /// An extended attribute that the image may give an inode, and that is not shown because no file can have it.
+    pub(crate) fn impossible_xattr(self, inode: Inode<'a>) -> Option<&'a [u8]> {
+        // Both in the order of the table: a layer may have thousands for each file.
+        let mut shown = self.xattrs(u64::from(inode.number())).map(|(name, _)| name).peekable();
+        let _ = shown.next_if_eq(&self.opaque.name());
+        let mut wanted = xattr::wanted(inode).map(|(name, _)| name);
+        wanted.find(|name| shown.next_if_eq(name).is_none())
     }
 
     /// Whether any node has an extended attribute. If none has, the kernel need not ask twice.
     pub(crate) fn has_xattrs(self) -> bool {
         self.toc.inodes().any(|inode| self.xattrs(u64::from(inode.number())).next().is_some())
     }
-}
-
-/// Whether an image's own extended attribute is shown.
-fn is_kept(name: &[u8]) -> bool {
-    !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.")
 }

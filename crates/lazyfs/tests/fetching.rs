@@ -340,7 +340,7 @@ async fn another_table_of_contents_than_the_manifests_is_refused() {
     let spec = LayerSpec { toc_digest: content::Digest::of(b"other"), ..on_demand(&blob, &source) };
     assert!(matches!(store.layers.layer(spec).await, Err(LayerError::TocDigest { .. })));
     assert_eq!(std::fs::read_dir(store.folder.path()).unwrap().count(), 0);
-    let plain = Blob { bytes: vec![7; 1000].into(), built: blob.built };
+    let plain = Blob { bytes: vec![7; 1000].into(), built: blob.built.clone() };
     let spec = on_demand(&plain, &Source::new(&plain));
     assert!(matches!(store.layers.layer(spec).await, Err(LayerError::NotLazy { .. })));
     // A failure is not remembered.
@@ -380,7 +380,7 @@ async fn a_table_of_contents_longer_than_the_tail_is_fetched_in_two_steps() {
     let source = Source::new(&blob);
     let store = Store::new(&quick());
     let layer = store.layers.layer(on_demand(&blob, &source)).await.unwrap();
-    assert!(blob.built.size - blob.built.toc_offset > 512 * 1024, "the test needs a longer table");
+    assert!(blob.built.size - blob.built.payload_end > 512 * 1024, "the test needs a longer table");
     assert_eq!(source.read_count(), 1);
     assert_eq!(layer.toc().inode_count(), 30_001);
     store.layers.shutdown().await;

@@ -7,71 +7,12 @@ mod common;
 
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
 use std::sync::Arc;
 
-use common::{
-    Mood, Mounted, Source, Tar, blob, can_mount, describe, noise, off, on_demand, quick, unpack, xattrs,
-};
+use common::tree::{assert_same_tree, describe, unpack, xattrs};
+use common::{CHUNK, Mood, Mounted, Source, Tar, blob, can_mount, everything, noise, off, on_demand, quick};
 use lazyfs::{Layers, MountOptions, OpaqueXattr};
 use rustix::mount::{MountFlags, UnmountFlags};
-
-const CHUNK: usize = 64 * 1024;
-
-/// Every kind of entry that a tar can hold and `tar` can unpack.
-fn everything() -> Vec<u8> {
-    let long = "n".repeat(200);
-    let mut tar = Tar::new();
-    tar.dir("etc", 0o755).dir("sizes", 0o700).dir("sticky", 0o1777).dir("deep", 0o755);
-    for size in [0, 1, 4095, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 77] {
-        tar.file(&format!("sizes/{size}"), 0o644, &noise(size as u64, size));
-    }
-    tar.file("etc/setuid", 0o4755, b"s").file("etc/setgid", 0o2755, b"g").file("etc/none", 0, b"n");
-    tar.owned("etc/owned", 0o640, 1000, 3_000_000 % 2_097_152, 0, b"epoch");
-    tar.file("etc/first", 0o644, b"linked")
-        .hardlink("etc/second", "etc/first")
-        .hardlink("third", "etc/first");
-    tar.symlink("etc/link", "first").symlink("etc/dangling", &"x/".repeat(120)).symlink("sizes/up", "../etc");
-    tar.device("etc/null", tar::EntryType::Char, 1, 3).device("etc/disk", tar::EntryType::Block, 259, 300);
-    tar.fifo("etc/pipe");
-    tar.dir(&long, 0o755).dir(&format!("{long}/{long}"), 0o750);
-    tar.file(&format!("{long}/{long}/file"), 0o644, b"long");
-    tar.xattrs(
-        "etc/xattrs",
-        &[("user.one", b"1"), ("user.binary", &[0, 255, 10, 61]), ("user.empty", b"")],
-        b"x",
-    );
-    tar.xattrs(
-        "etc/capable",
-        &[("security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])],
-        b"x",
-    );
-    let mut path = "deep".to_owned();
-    for level in 0..40 {
-        path = format!("{path}/{level}");
-        tar.dir(&path, 0o755);
-    }
-    tar.file(&format!("{path}/leaf"), 0o644, b"leaf");
-    tar.dir("many", 0o755);
-    for number in 0..3000 {
-        tar.file(
-            &format!("many/{number:04}-with-a-longer-name-so-that-listings-need-several-turns"),
-            0o644,
-            b"m",
-        );
-    }
-    tar.file("odd \n \\ <&> \u{e4}", 0o644, b"odd").dir("empty", 0o711);
-    tar.finish()
-}
-
-fn assert_same_tree(ours: &Path, theirs: &Path) {
-    let (ours, theirs) = (describe(ours), describe(theirs));
-    for (a, b) in ours.iter().zip(&theirs) {
-        assert_eq!((&a.0, &a.1), (&b.0, &b.1), "attributes differ");
-        assert!(a.2 == b.2, "content of {} differs", a.0.display());
-    }
-    assert_eq!(ours.len(), theirs.len());
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mounted_layer_is_the_unpacked_tar() {

@@ -4,10 +4,15 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use convert::PlatformSpec;
 use registry::Reference;
 
-use crate::config::units::Bytes;
+mod convert;
+mod look;
+mod places;
+
+pub use self::convert::{ConvertArgs, Dialect};
+pub use look::{DiffArgs, InspectArgs, TocDigestArgs, VerifyArgs};
+pub use places::PlaceArgs;
 
 /// Starts containers before their image has arrived, and fetches every byte from the registry once.
 #[derive(Debug, Parser)]
@@ -34,11 +39,12 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Convert and inspect images
+    /// Convert, inspect, verify and compare images
     #[command(subcommand, arg_required_else_help = true)]
     #[command(after_help = "Examples:
   pantala image convert docker.io/library/python:3.11 registry.example/python:3.11-esgz
-  pantala image inspect registry.example/python:3.11-esgz")]
+  pantala image inspect registry.example/python:3.11-esgz
+  pantala image verify registry.example/python:3.11-esgz")]
     Image(ImageCommand),
     /// Run the snapshotter alone: lazy mounts for containerd, straight from registries
     Snapshotter(SnapshotterArgs),
@@ -83,66 +89,16 @@ pub struct RegistryArgs {
 /// Commands on images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Convert an image to eStargz, from registry to registry
-    #[command(after_help = "Examples:
-  pantala image convert docker.io/library/python:3.11 registry.example/python:3.11-esgz
-  pantala image convert --platform linux/arm64 --level 6 SRC DST
-  pantala image convert --plain-http 10.0.0.2:5000 10.0.0.2:5000/app:1 10.0.0.2:5000/app:1-esgz
-
-Credentials are those of `docker login`. Converted layers are kept in $TMPDIR until they are pushed.")]
-    Convert(ConvertArgs),
-    /// Show the layers of an image: kind, chunks, landmarks, sizes
-    #[command(after_help = "Examples:
-  pantala image inspect registry.example/python:3.11-esgz
-  pantala image inspect --platform linux/arm64 docker.io/library/python:3.11
-  pantala image inspect --output json REF | jq '.platforms[0].layers'")]
-    Inspect(InspectArgs),
-}
-
-/// `pantala image convert`.
-#[derive(Debug, Args)]
-pub struct ConvertArgs {
-    /// Image to read, as in docker.io/library/python:3.11
-    #[arg(value_name = "SRC")]
-    pub source: Reference,
-    /// Name that the converted image gets; may be on another registry
-    #[arg(value_name = "DST")]
-    pub destination: Reference,
-    /// Only this platform, os/arch[/variant], as in linux/arm64 [default: all that the image has]
-    #[arg(long, value_name = "PLATFORM")]
-    pub platform: Option<PlatformSpec>,
-    /// Most bytes of a file that are fetched and verified as one, 64Ki to 256Mi
-    #[arg(long, value_name = "SIZE", default_value = "4Mi", value_parser = chunk_size)]
-    pub chunk_size: u32,
-    /// Gzip level, 1 (fast) to 9 (small)
-    #[arg(long, value_name = "LEVEL", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=9))]
-    pub level: u32,
-    /// Convert layers again that are eStargz already
-    #[arg(long)]
-    pub force: bool,
-    /// Form of the report: table (for people) or json (for programs)
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = Output::Table, hide_possible_values = true)]
-    pub output: Output,
-    /// How registries are reached.
-    #[command(flatten)]
-    pub registry: RegistryArgs,
-}
-
-/// `pantala image inspect`.
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// Image to look at, as in docker.io/library/python:3.11
-    #[arg(value_name = "REF")]
-    pub reference: Reference,
-    /// Only this platform, os/arch[/variant], as in linux/arm64 [default: all that the image has]
-    #[arg(long, value_name = "PLATFORM")]
-    pub platform: Option<PlatformSpec>,
-    /// Form of the report: table (for people) or json (for programs)
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = Output::Table, hide_possible_values = true)]
-    pub output: Output,
-    /// How registries are reached.
-    #[command(flatten)]
-    pub registry: RegistryArgs,
+    /// Convert an image to eStargz or zstd:chunked, from place to place
+    Convert(Box<ConvertArgs>),
+    /// Show the layers of an image: kind, chunks, landmarks, sizes, and what a start would fetch
+    Inspect(Box<InspectArgs>),
+    /// Check whether an image tells the truth: every digest, every chunk, every tar header
+    Verify(Box<VerifyArgs>),
+    /// Print the digest of each layer's table of contents
+    TocDigest(Box<TocDigestArgs>),
+    /// Show what differs between two images, as file systems and in their configs
+    Diff(Box<DiffArgs>),
 }
 
 /// `pantala snapshotter`.
@@ -308,19 +264,6 @@ fn plain_host(text: &str) -> Result<String, String> {
     }
 }
 
-/// Smaller chunks than a piece of the swarm only make the table of contents longer.
-const MIN_CHUNK: u64 = 64 << 10;
-/// What readers of the format accept at most, `estargz::TocLimits`.
-const MAX_CHUNK: u64 = 256 << 20;
-
-fn chunk_size(text: &str) -> Result<u32, String> {
-    let bytes: Bytes = text.parse()?;
-    match u32::try_from(bytes.0) {
-        Ok(size) if (MIN_CHUNK..=MAX_CHUNK).contains(&bytes.0) => Ok(size),
-        _ => Err("write a size from 64Ki to 256Mi".to_owned()),
-    }
-}
-
 fn registry_url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     match host.map(|host| Reference::new(host.trim_end_matches('/'), "host")) {
@@ -344,12 +287,6 @@ mod tests {
     fn values_are_checked_before_anything_runs() {
         assert_eq!(plain_host("http://10.0.0.2:5000/"), Ok("10.0.0.2:5000".into()));
         assert!(plain_host("a b").is_err());
-        assert_eq!(chunk_size("1Mi"), Ok(1 << 20));
-        assert_eq!(chunk_size("256Mi"), Ok(256 << 20));
-        for wrong in ["0", "1Ki", "8Gi", "x"] {
-            assert!(chunk_size(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(MAX_CHUNK, u64::from(estargz::TocLimits::default().chunk_bytes));
         assert!(registry_url("https://index.docker.io").is_ok());
         assert!(registry_url("foo").is_err());
         assert!(log_level("verbos").is_err());

@@ -4,6 +4,8 @@
 //! whole chain would say that twice. So a cause is printed only if what was printed so far does not say it.
 //! What only the system says (a full disk, a missing right) is followed by what to do about it.
 
+use std::fmt;
+
 /// What is said to the user: the error, and each cause that adds something, joined by colons.
 pub fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
@@ -24,6 +26,39 @@ pub fn text(error: &anyhow::Error) -> String {
     }
     text
 }
+
+/// An end with an exit code of its own, for commands whose result is one.
+#[derive(Debug)]
+pub struct Exit {
+    code: u8,
+    /// What went wrong, in the words that are printed; empty if the output said it.
+    text: String,
+}
+
+impl Exit {
+    /// The output said everything.
+    pub const fn told(code: u8) -> Self {
+        Self { code, text: String::new() }
+    }
+
+    /// There is no result.
+    pub fn failed(code: u8, error: impl Into<anyhow::Error>) -> Self {
+        Self { code, text: text(&error.into()) }
+    }
+
+    /// The exit code.
+    pub const fn code(&self) -> u8 {
+        self.code
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Exit {}
 
 /// What to do about the few things that the system says of any file, wherever it was wanted. The numbers are
 /// Linux' own.

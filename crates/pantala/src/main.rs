@@ -32,9 +32,14 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Standard error may be closed; there is nobody left to tell then.
-            let _ = writeln!(std::io::stderr(), "pantala: {}", failure::text(&error));
-            ExitCode::FAILURE
+            let text = failure::text(&error);
+            if !text.is_empty() {
+                // Standard error may be closed; there is nobody left to tell then.
+                let _ = writeln!(std::io::stderr(), "pantala: {text}");
+            }
+            let stopped = error.downcast_ref().map(commands::image::Stopped::exit_code);
+            let exit = error.downcast_ref().map(failure::Exit::code);
+            stopped.or(exit).map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
 }
@@ -46,8 +51,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Image(ImageCommand::Convert(args)) => commands::image::convert(args).await,
-            Command::Image(ImageCommand::Inspect(args)) => commands::image::inspect(args).await,
+            Command::Image(ImageCommand::Convert(args)) => commands::image::convert(*args).await,
+            Command::Image(ImageCommand::Inspect(args)) => commands::image::inspect(*args).await,
+            Command::Image(ImageCommand::Verify(args)) => commands::image::verify(*args).await,
+            Command::Image(ImageCommand::TocDigest(args)) => commands::image::toc_digest(*args).await,
+            Command::Image(ImageCommand::Diff(args)) => commands::image::diff(*args).await,
             Command::Snapshotter(args) => commands::snapshotter::run(args).await,
             Command::Scheduler(args) => commands::scheduler::run(args).await,
             Command::Node(args) => commands::node::run(args).await,

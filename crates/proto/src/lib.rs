@@ -2,7 +2,8 @@
 //!
 //! * [`cluster`]: between a node and the scheduler (gRPC).
 //! * [`peer`]: between two nodes (length-prefixed messages on one stream).
-//! * [`containerd`]: between containerd and a snapshotter (gRPC; the names and numbers are containerd's).
+//! * [`containerd`]: between containerd and a snapshotter, and between a client and containerd (gRPC; the names
+//!   and numbers are containerd's).
 
 #[allow(
     missing_docs,
@@ -14,6 +15,26 @@ mod generated {
     // The nesting mirrors the packages: generated code names its neighbours by path.
     pub mod containerd {
         pub mod services {
+            pub mod content {
+                pub mod v1 {
+                    tonic::include_proto!("containerd.services.content.v1");
+                }
+            }
+            pub mod images {
+                pub mod v1 {
+                    tonic::include_proto!("containerd.services.images.v1");
+                }
+            }
+            pub mod leases {
+                pub mod v1 {
+                    tonic::include_proto!("containerd.services.leases.v1");
+                }
+            }
+            pub mod namespaces {
+                pub mod v1 {
+                    tonic::include_proto!("containerd.services.namespaces.v1");
+                }
+            }
             pub mod snapshots {
                 pub mod v1 {
                     tonic::include_proto!("containerd.services.snapshots.v1");
@@ -43,6 +64,10 @@ pub use generated::pantala::peer::v1 as peer;
 
 /// containerd's own words.
 pub mod containerd {
+    pub use super::generated::containerd::services::content::v1 as content;
+    pub use super::generated::containerd::services::images::v1 as images;
+    pub use super::generated::containerd::services::leases::v1 as leases;
+    pub use super::generated::containerd::services::namespaces::v1 as namespaces;
     pub use super::generated::containerd::services::snapshots::v1 as snapshots;
     pub use super::generated::containerd::types;
 }

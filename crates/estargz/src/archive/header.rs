@@ -1,90 +1,74 @@
 //! One 512-byte tar header, and the entry that it and its extensions describe.
+//!
+//! Four dialects differ in what stands behind byte 257. What is read of each is what Go's reader reads, so
+//! that a layer is the same tree here and in every container engine.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{ArchiveError, BLOCK, display, pax::Pax};
+use super::pax::Pax;
+use super::{ArchiveError, BLOCK, Entry, EntryKind, Timestamp, display, rewrite, until_nul};
 
-const NAME: Range<usize> = 0..100;
-const MODE: Range<usize> = 100..108;
-const UID: Range<usize> = 108..116;
-const GID: Range<usize> = 116..124;
-const SIZE: Range<usize> = 124..136;
-const MTIME: Range<usize> = 136..148;
-const CHECKSUM: Range<usize> = 148..156;
-const TYPE: usize = 156;
+pub(super) const NAME: Range<usize> = 0..100;
+pub(super) const MODE: Range<usize> = 100..108;
+pub(super) const UID: Range<usize> = 108..116;
+pub(super) const GID: Range<usize> = 116..124;
+pub(super) const SIZE: Range<usize> = 124..136;
+pub(super) const MTIME: Range<usize> = 136..148;
+pub(super) const CHECKSUM: Range<usize> = 148..156;
+pub(super) const TYPE: usize = 156;
 const LINK: Range<usize> = 157..257;
-const MAGIC: Range<usize> = 257..263;
-const USER: Range<usize> = 265..297;
-const GROUP: Range<usize> = 297..329;
-const MAJOR: Range<usize> = 329..337;
-const MINOR: Range<usize> = 337..345;
+pub(super) const MAGIC: Range<usize> = 257..263;
+pub(super) const VERSION: Range<usize> = 263..265;
+pub(super) const USER: Range<usize> = 265..297;
+pub(super) const GROUP: Range<usize> = 297..329;
+pub(super) const MAJOR: Range<usize> = 329..337;
+pub(super) const MINOR: Range<usize> = 337..345;
 const PREFIX: Range<usize> = 345..500;
+/// In a header of star, whose prefix is shorter.
+const STAR_PREFIX: Range<usize> = 345..476;
+const STAR_TIMES: [Range<usize>; 2] = [476..488, 488..500];
+const STAR_TRAILER: Range<usize> = 508..512;
+/// In a GNU header, which has no prefix.
+const GNU_TIMES: [Range<usize>; 2] = [345..357, 357..369];
 
-/// What an entry is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EntryKind {
-    /// A directory.
-    Directory,
-    /// A regular file.
-    Regular,
-    /// A symbolic link.
-    Symlink,
-    /// Another name of an earlier entry.
-    Hardlink,
-    /// A character device.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-    /// A named pipe.
-    Fifo,
-}
-
-/// An entry of a tar stream.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Entry {
-    /// What it is.
-    pub kind: EntryKind,
-    /// Its path as it stands in the archive.
-    pub path: Vec<u8>,
-    /// Target of a symbolic or hard link.
-    pub link: Vec<u8>,
-    /// Permission bits with setuid, setgid and sticky.
-    pub mode: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Modification time in whole seconds since 1970, rounded down.
-    pub mtime: i64,
-    /// Bytes of data that follow; 0 for everything but regular files.
-    pub size: u64,
-    /// Name of the owner.
-    pub user: Vec<u8>,
-    /// Name of the group.
-    pub group: Vec<u8>,
-    /// Major and minor number of a device.
-    pub device: (u32, u32),
-    /// Extended attributes.
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The header blocks, extensions first, as they stood in the stream.
-    pub raw: Vec<u8>,
-}
-
-impl Entry {
-    /// The path for a message.
-    pub fn display_path(&self) -> String {
-        display(&self.path)
-    }
+/// Whose header it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// Before POSIX: nothing behind the link's target.
+    V7,
+    Ustar,
+    Gnu,
+    Star,
 }
 
 /// A header whose checksum was right.
-pub(super) struct Header([u8; BLOCK]);
+pub(super) struct Header {
+    pub(super) block: [u8; BLOCK],
+}
+
+/// What stood before a header and belongs to it.
+#[derive(Default)]
+pub(super) struct Extensions {
+    /// All header blocks so far.
+    pub(super) raw: Vec<u8>,
+    /// How many of `raw`, from the first, are global headers.
+    pub(super) global: usize,
+    pub(super) pax: Option<Pax>,
+    pub(super) long_path: Option<Vec<u8>>,
+    pub(super) long_link: Option<Vec<u8>>,
+}
+
+impl Extensions {
+    /// Whether something stood there that describes one entry.
+    pub(super) const fn any(&self) -> bool {
+        self.pax.is_some() || self.long_path.is_some() || self.long_link.is_some()
+    }
+}
 
 impl Header {
     /// `after` is the entry before, for the message.
     pub(super) fn new(block: &[u8; BLOCK], after: &str) -> Result<Self, ArchiveError> {
-        let header = Self(*block);
+        let header = Self { block: *block };
         let claimed = octal(header.field(CHECKSUM));
         let with_blank = |at: usize, byte: u8| if CHECKSUM.contains(&at) { b' ' } else { byte };
         let unsigned: i64 = (0..).zip(block).map(|(at, byte)| i64::from(with_blank(at, *byte))).sum();
@@ -92,14 +76,40 @@ impl Header {
         let signed: i64 =
             (0..).zip(block).map(|(at, byte)| i64::from(with_blank(at, *byte).cast_signed())).sum();
         if claimed == Some(unsigned) || claimed == Some(signed) {
+            header.check_numbers()?;
             Ok(header)
         } else {
             Err(ArchiveError::Checksum(after.to_owned()))
         }
     }
 
+    /// Every numeric field must hold a number, also where none is asked for: as Go's reader has it.
+    fn check_numbers(&self) -> Result<(), ArchiveError> {
+        let common = [(MODE, "mode"), (UID, "uid"), (GID, "gid"), (SIZE, "size"), (MTIME, "mtime")];
+        let device = [(MAJOR, "major number"), (MINOR, "minor number")];
+        let star = STAR_TIMES.map(|range| (range, "time"));
+        let dialect = self.dialect();
+        let bad = (common.into_iter())
+            .chain(device.into_iter().filter(|_| dialect != Dialect::V7))
+            .chain(star.into_iter().filter(|_| dialect == Dialect::Star))
+            .find(|(range, _)| number(self.field(range.clone())).is_none());
+        match bad {
+            Some((_, field)) => Err(ArchiveError::Number { name: self.raw_path(), field }),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn type_flag(&self) -> u8 {
-        self.0.get(TYPE).copied().unwrap_or(0)
+        self.block.get(TYPE).copied().unwrap_or(0)
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match self.field(MAGIC) {
+            b"ustar\0" if self.field(STAR_TRAILER) == b"tar\0" => Dialect::Star,
+            b"ustar\0" => Dialect::Ustar,
+            b"ustar " if self.field(VERSION) == b" \0" => Dialect::Gnu,
+            _ => Dialect::V7,
+        }
     }
 
     pub(super) fn size(&self) -> Result<u64, ArchiveError> {
@@ -112,19 +122,45 @@ impl Header {
     }
 
     fn field(&self, range: Range<usize>) -> &[u8] {
-        self.0.get(range).unwrap_or_default()
+        self.block.get(range).unwrap_or_default()
     }
 
     /// A field up to its first NUL.
     fn text(&self, range: Range<usize>) -> Vec<u8> {
-        super::until_nul(self.field(range).to_vec())
+        until_nul(self.field(range).to_vec())
     }
 
     fn path(&self) -> Vec<u8> {
         let name = self.text(NAME);
-        // GNU headers ("ustar  ") use the room of the prefix for other things.
-        let prefix = if self.field(MAGIC) == b"ustar\0" { self.text(PREFIX) } else { Vec::new() };
+        let prefix = match self.dialect() {
+            Dialect::Ustar => self.text(PREFIX),
+            Dialect::Star => self.text(STAR_PREFIX),
+            // Go before 1.8 wrote a prefix where the GNU header has times. If those are no times, it is one.
+            Dialect::Gnu if self.gnu_times().is_none() => {
+                Some(self.text(PREFIX)).filter(|prefix| prefix.is_ascii()).unwrap_or_default()
+            }
+            Dialect::V7 | Dialect::Gnu => Vec::new(),
+        };
         if prefix.is_empty() { name } else { [prefix.as_slice(), b"/", &name].concat() }
+    }
+
+    /// Times of access and change of a GNU header; `None` if a field that is set is no number.
+    fn gnu_times(&self) -> Option<[Option<i64>; 2]> {
+        let [accessed, changed] = GNU_TIMES.map(|range| {
+            let field = self.field(range);
+            if field.first() == Some(&0) { Some(None) } else { number(field).map(Some) }
+        });
+        Some([accessed?, changed?])
+    }
+
+    /// Times of access and change that the header itself has.
+    fn times(&self) -> [Option<Timestamp>; 2] {
+        let times = match self.dialect() {
+            Dialect::Gnu => self.gnu_times().unwrap_or_default(),
+            Dialect::Star => STAR_TIMES.map(|range| number(self.field(range))),
+            Dialect::V7 | Dialect::Ustar => [None, None],
+        };
+        times.map(|time| time.map(|seconds| Timestamp { seconds, nanos: 0 }))
     }
 
     fn number<T: TryFrom<i64>>(
@@ -138,66 +174,111 @@ impl Header {
             .ok_or_else(|| ArchiveError::Number { name: name.to_owned(), field })
     }
 
-    /// The entry that this header describes, with what stood in extension headers before it.
+    /// The entry that this header describes, with what stood in extension headers before it, and how many
+    /// bytes of data follow. Of a sparse file, size and header are not right yet.
     pub(super) fn into_entry(
         self,
-        raw: Vec<u8>,
-        pax: Pax,
-        long_path: Option<Vec<u8>>,
-        long_link: Option<Vec<u8>>,
-    ) -> Result<Entry, ArchiveError> {
-        let path = pax.path.or(long_path).unwrap_or_else(|| self.path());
+        mut extensions: Extensions,
+        position: u64,
+    ) -> Result<(Entry, Pax, u64), ArchiveError> {
+        let mut pax = extensions.pax.take().unwrap_or_default();
+        let pax_path = pax.sparse.name.take().or_else(|| pax.path.take());
+        let own = display(pax_path.as_deref().or(extensions.long_path.as_deref()).unwrap_or(&self.path()));
+        let path = one_of(pax_path, extensions.long_path, &own)?.unwrap_or_else(|| self.path());
+        let link = one_of(pax.link.take(), extensions.long_link, &own)?.unwrap_or_else(|| self.text(LINK));
         let name = display(&path);
-        let kind = match self.type_flag() {
-            b'0' | 0 | b'7' if path.ends_with(b"/") && self.type_flag() == 0 => EntryKind::Directory,
-            b'0' | 0 | b'7' => EntryKind::Regular,
+        let kind = self.kind(&path)?;
+        // The header's own must be possible even if a record overrules it.
+        let own_size = self.number(SIZE, "size", &name)?;
+        let header_size = pax.size.unwrap_or(own_size);
+        // Some tools write the target's size into a link's header; no data follows all the same.
+        let data = if kind == EntryKind::Regular { header_size } else { 0 };
+        let device = match kind {
+            EntryKind::CharDevice | EntryKind::BlockDevice if self.dialect() != Dialect::V7 => {
+                (self.number(MAJOR, "major number", &name)?, self.number(MINOR, "minor number", &name)?)
+            }
+            _ => (0, 0),
+        };
+        let header_mode: i64 = self.number(MODE, "mode", &name)?;
+        let mtime = match pax.mtime {
+            Some(mtime) => mtime,
+            None => Timestamp { seconds: self.number(MTIME, "mtime", &name)?, nanos: 0 },
+        };
+        let [atime, ctime] = self.times();
+        let owner = |text: Option<Vec<u8>>, range| match (text, self.dialect()) {
+            (Some(text), _) => text,
+            (None, Dialect::V7) => Vec::new(),
+            (None, _) => self.text(range),
+        };
+        let mut raw = extensions.raw;
+        let rewritten = self.type_flag() == b'7';
+        if rewritten {
+            let start = raw.len().saturating_sub(BLOCK);
+            rewrite::retype(raw.get_mut(start..).unwrap_or_default());
+        }
+        let entry = Entry {
+            kind,
+            link,
+            mode: u16::try_from(header_mode & 0o7777).unwrap_or(0),
+            uid: pax.uid.map_or_else(|| self.number(UID, "uid", &name), Ok)?,
+            gid: pax.gid.map_or_else(|| self.number(GID, "gid", &name), Ok)?,
+            mtime: mtime.seconds,
+            mtime_nanos: mtime.nanos,
+            atime: pax.atime.or(atime),
+            ctime: pax.ctime.or(ctime),
+            size: data,
+            user: owner(pax.user.take(), USER),
+            group: owner(pax.group.take(), GROUP),
+            device,
+            xattrs: std::mem::take(&mut pax.xattrs),
+            path,
+            raw,
+            rewritten,
+            header_mode,
+            header_device: self.raw_device(),
+            header_size,
+            position,
+        };
+        Ok((entry, pax, data))
+    }
+
+    /// What stands in the fields for a device.
+    fn raw_device(&self) -> (i64, i64) {
+        let field = |range| number(self.field(range)).unwrap_or(0);
+        if self.dialect() == Dialect::V7 { (0, 0) } else { (field(MAJOR), field(MINOR)) }
+    }
+
+    fn kind(&self, path: &[u8]) -> Result<EntryKind, ArchiveError> {
+        Ok(match self.type_flag() {
+            // Before POSIX a directory was a name with a slash at its end.
+            0 if path.ends_with(b"/") => EntryKind::Directory,
+            b'0' | 0 | b'7' | b'S' => EntryKind::Regular,
             b'1' => EntryKind::Hardlink,
             b'2' => EntryKind::Symlink,
             b'3' => EntryKind::CharDevice,
             b'4' => EntryKind::BlockDevice,
             b'5' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
-            b'S' => return Err(ArchiveError::Sparse(name)),
-            other => return Err(ArchiveError::Unsupported { name, kind: char::from(other) }),
-        };
-        if pax.sparse {
-            return Err(ArchiveError::Sparse(name));
-        }
-        let size = match kind {
-            EntryKind::Regular => match pax.size {
-                Some(size) => u64::try_from(size).unwrap_or(0),
-                None => self.number(SIZE, "size", &name)?,
-            },
-            // Some tools write the target's size into a link's header; no data follows all the same.
-            _ => 0,
-        };
-        let device = match kind {
-            EntryKind::CharDevice | EntryKind::BlockDevice => {
-                (self.number(MAJOR, "major number", &name)?, self.number(MINOR, "minor number", &name)?)
+            other => {
+                return Err(ArchiveError::Unsupported { name: display(path), kind: char::from(other) });
             }
-            _ => (0, 0),
-        };
-        let mode: i64 = self.number(MODE, "mode", &name)?;
-        Ok(Entry {
-            kind,
-            link: pax.link.or(long_link).unwrap_or_else(|| self.text(LINK)),
-            mode: u16::try_from(mode & 0o7777).unwrap_or(0),
-            uid: pax.uid.map_or_else(|| self.number(UID, "uid", &name), Ok)?,
-            gid: pax.gid.map_or_else(|| self.number(GID, "gid", &name), Ok)?,
-            mtime: pax.mtime.map_or_else(|| self.number(MTIME, "mtime", &name), Ok)?,
-            size,
-            user: pax.user.unwrap_or_else(|| self.text(USER)),
-            group: pax.group.unwrap_or_else(|| self.text(GROUP)),
-            device,
-            xattrs: pax.xattrs,
-            path,
-            raw,
         })
     }
 }
 
+/// A name that two kinds of extension can give. Readers do not agree on which counts.
+fn one_of(pax: Option<Vec<u8>>, gnu: Option<Vec<u8>>, name: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
+    match (pax, gnu) {
+        (Some(pax), Some(gnu)) if pax != gnu => Err(ArchiveError::Ambiguous {
+            name: name.to_owned(),
+            problem: "a PAX record and a GNU long name give different names",
+        }),
+        (pax, gnu) => Ok(pax.or(gnu)),
+    }
+}
+
 /// A numeric field: octal digits, or (first bit set) a big-endian two's complement number.
-fn number(field: &[u8]) -> Option<i64> {
+pub(super) fn number(field: &[u8]) -> Option<i64> {
     let (first, rest) = field.split_first()?;
     if first & 0x80 == 0 {
         return octal(field);
@@ -207,17 +288,16 @@ fn number(field: &[u8]) -> Option<i64> {
     rest.iter().try_fold(start, |value, byte| value.checked_mul(256)?.checked_add(i64::from(*byte)))
 }
 
-/// Octal digits between blanks and NULs; an empty field is 0.
+/// Octal digits behind blanks and NULs, up to the next NUL; an empty field is 0.
 fn octal(field: &[u8]) -> Option<i64> {
-    let digits = std::str::from_utf8(field).ok()?.trim_matches(|c| c == ' ' || c == '\0');
-    if digits.is_empty() {
-        return Some(0);
-    }
-    let digits = digits.split('\0').next().unwrap_or_default().trim_end();
-    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | 0);
+    let Some(start) = field.iter().position(|byte| !is_blank(byte)) else { return Some(0) };
+    let end = field.iter().rposition(|byte| !is_blank(byte))?;
+    let digits = field.get(start..=end)?.split(|byte| *byte == 0).next()?;
+    if !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    i64::from_str_radix(digits, 8).ok()
+    i64::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
 }
 
 #[cfg(test)]
@@ -231,8 +311,14 @@ mod tests {
         assert_eq!(number(b"\0\0\0\0"), Some(0));
         assert_eq!(number(b"0000008\0"), None);
         assert_eq!(number(b"-000001\0"), None);
+        assert_eq!(number(b"64 4\0"), None);
+        assert_eq!(number(b"644\x004\xff"), Some(0o644), "as Go reads it: up to the first NUL");
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0x2d, 0xc6, 0xc0]), Some(3_000_000));
         assert_eq!(number(&[0xff; 12]), Some(-1));
+        assert_eq!(
+            number(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe, 0xae, 0x80]),
+            Some(-86400)
+        );
         assert_eq!(number(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), None);
         assert_eq!(number(&[]), None);
     }

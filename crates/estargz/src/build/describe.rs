@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::podman::PodmanProblem;
 use crate::archive::{Entry, EntryKind};
 use crate::path::PathProblem;
 use crate::toc::is_overlay_xattr;
@@ -16,6 +17,22 @@ pub enum DescribeProblem {
     /// JSON has no bytes: such a name could not be read back.
     #[error("its {0} is not UTF-8, which a table of contents cannot hold; rename it in the image")]
     NotUtf8(&'static str),
+    /// The tar, whose bytes must stay as they are, has a TOC of its own.
+    #[error(
+        "the layer holds a table of contents already, which cannot be left out if its diffID is to be kept"
+    )]
+    HasToc,
+    /// containers/storage would not take it.
+    #[error(transparent)]
+    Podman(#[from] PodmanProblem),
+    /// The data of a sparse file are not its content.
+    #[error(
+        "it is a sparse or contiguous file, which must be stored anew, and that cannot be done if the diffID is to be kept"
+    )]
+    Sparse,
+    /// A hard link that would become one to another file.
+    #[error("it is a hard link to a file that a later entry replaces")]
+    Replaced,
 }
 
 /// Keeps track of the names of owners: they are written when they change.
@@ -54,7 +71,7 @@ impl Describer {
     }
 }
 
-const fn kind(kind: EntryKind) -> &'static str {
+pub(super) const fn kind(kind: EntryKind) -> &'static str {
     match kind {
         EntryKind::Directory => "dir",
         EntryKind::Regular => "reg",
@@ -66,7 +83,7 @@ const fn kind(kind: EntryKind) -> &'static str {
     }
 }
 
-fn text(bytes: &[u8], what: &'static str) -> Result<String, DescribeProblem> {
+pub(super) fn text(bytes: &[u8], what: &'static str) -> Result<String, DescribeProblem> {
     String::from_utf8(bytes.to_vec()).map_err(|_| DescribeProblem::NotUtf8(what))
 }
 

@@ -1,6 +1,8 @@
 //! Reading an inode of the table.
 
-use super::{Child, Chunk, Kind, Node, Span, StoredChunk, Toc};
+use content::Digest;
+
+use super::{Child, Chunk, Kind, NO_DIGEST, Node, Span, StoredChunk, Toc};
 
 /// An inode of a [`Toc`].
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +36,21 @@ impl<'a> Inode<'a> {
     /// Group.
     pub const fn gid(&self) -> u32 {
         self.node.gid
+    }
+
+    /// Name of the owner, if the table has one for its number. It counts for nothing in the mounted layer.
+    pub fn user(&self) -> Option<&'a [u8]> {
+        self.owner(self.node.user)
+    }
+
+    /// Name of the group, likewise.
+    pub fn group(&self) -> Option<&'a [u8]> {
+        self.owner(self.node.group)
+    }
+
+    fn owner(&self, number: u16) -> Option<&'a [u8]> {
+        let toc = self.toc;
+        toc.owners.get(usize::from(number).checked_sub(1)?).map(|name| toc.string(*name))
     }
 
     /// Modification time in whole seconds since 1970; the format has no finer one.
@@ -107,6 +124,22 @@ impl<'a> Inode<'a> {
     /// A file's chunks, in order; they cover it exactly.
     pub fn chunks(&self) -> impl ExactSizeIterator<Item = Chunk> + use<'a> {
         self.stored_chunks().iter().map(StoredChunk::public)
+    }
+
+    /// sha256 of a file's content, if the table says.
+    pub fn digest(&self) -> Option<Digest> {
+        if self.node.kind != Kind::Regular {
+            return None;
+        }
+        let digests = &self.toc.digests;
+        if let Ok(at) = digests.binary_search_by_key(&self.number, |(inode, _)| *inode) {
+            return digests.get(at).map(|(_, digest)| *digest);
+        }
+        match self.stored_chunks() {
+            [] => Some(Digest::of(b"")),
+            [only] if only.digest != NO_DIGEST => Some(only.digest),
+            _ => None,
+        }
     }
 
     /// Number of the chunk that holds byte `offset` of the file. `None` at and beyond its end.

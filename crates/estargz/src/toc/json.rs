@@ -47,19 +47,26 @@ pub(crate) struct JsonEntry {
 /// Where the bytes of an entry lie.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
+    /// Where in the blob the member begins.
     pub(crate) offset: u64,
+    /// Where the bytes begin in what the member inflates to.
+    pub(crate) inner: u64,
     pub(crate) digest: Digest,
 }
 
 /// Collects the entries of a TOC.
 pub(crate) struct TocWriter {
+    /// Room for what goes before the JSON, and the JSON: at the end it is in memory once.
     json: Vec<u8>,
     is_empty: bool,
 }
 
 impl TocWriter {
-    pub(crate) fn new() -> Self {
-        Self { json: b"{\n\t\"version\": 1,\n\t\"entries\": [".to_vec(), is_empty: true }
+    /// Begins a TOC, with `front` bytes left free before it.
+    pub(crate) fn new(front: usize) -> Self {
+        let mut json = vec![0; front];
+        json.extend_from_slice(b"{\n\t\"version\": 1,\n\t\"entries\": [");
+        Self { json, is_empty: true }
     }
 
     /// Adds an entry. The slot is for the file's digest, if it has one.
@@ -88,6 +95,7 @@ impl TocWriter {
             self.text("groupName", group);
         }
         self.number("offset", place.map_or(0, |place| place.offset));
+        self.number("innerOffset", place.map_or(0, |place| place.inner));
         self.number("devMajor", u64::from(entry.device.0));
         self.number("devMinor", u64::from(entry.device.1));
         if !entry.xattrs.is_empty() {
@@ -114,7 +122,7 @@ impl TocWriter {
         }
     }
 
-    /// The JSON.
+    /// The bytes left free, and the JSON behind them.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.json.extend_from_slice(if self.is_empty { b"]\n}" } else { b"\n\t]\n}" });
         self.json
@@ -160,7 +168,7 @@ fn rfc3339(seconds: i64) -> String {
 }
 
 /// Writes `text` as Go does: see the module's page.
-fn quote(json: &mut Vec<u8>, text: &str) {
+pub(crate) fn quote(json: &mut Vec<u8>, text: &str) {
     json.push(b'"');
     for character in text.chars() {
         match character {
@@ -188,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_toc_looks_as_go_writes_it() {
-        let mut writer = TocWriter::new();
+        let mut writer = TocWriter::new(0);
         let entry = JsonEntry {
             name: "a<&>\"\u{2028}é\u{1}".into(),
             kind: "reg",
@@ -201,7 +209,7 @@ mod tests {
             has_digest: true,
             ..JsonEntry::default()
         };
-        let place = Place { offset: 77, digest: Digest::of(b"abc") };
+        let place = Place { offset: 77, inner: 5, digest: Digest::of(b"abc") };
         let slot = writer.push(&entry, Some(place)).unwrap();
         writer.push(
             &JsonEntry { name: "d/".into(), kind: "dir", mtime: Some(0), ..JsonEntry::default() },
@@ -212,7 +220,7 @@ mod tests {
         let expected = format!(
             "{{\n\t\"version\": 1,\n\t\"entries\": [\n\t\t{{\n\t\t\t\"name\": \"a\\u003c\\u0026\\u003e\\\"\\u2028é\\u0001\",\n\
              \t\t\t\"type\": \"reg\",\n\t\t\t\"size\": 3,\n\t\t\t\"modtime\": \"2020-09-13T12:26:40Z\",\n\
-             \t\t\t\"mode\": 420,\n\t\t\t\"uid\": 1000,\n\t\t\t\"userName\": \"me\",\n\t\t\t\"offset\": 77,\n\
+             \t\t\t\"mode\": 420,\n\t\t\t\"uid\": 1000,\n\t\t\t\"userName\": \"me\",\n\t\t\t\"offset\": 77,\n\t\t\t\"innerOffset\": 5,\n\
              \t\t\t\"xattrs\": {{\n\t\t\t\t\"user.x\": \"AQI=\"\n\t\t\t}},\n\t\t\t\"digest\": \"{digest}\",\n\
              \t\t\t\"chunkDigest\": \"{digest}\"\n\t\t}},\n\t\t{{\n\t\t\t\"name\": \"d/\",\n\t\t\t\"type\": \"dir\"\n\t\t}}\n\t]\n}}"
         );

@@ -1,19 +1,14 @@
-//! From JSON to checked entries, one at a time: the whole document is never in memory twice.
-
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::fmt;
+//! From entries of the JSON to checked parts of the table, one at a time.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use content::Digest;
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::schema::{self, JsonEntry};
 use super::tree::{Raw, RawChunk, Tree};
-use super::{EntryProblem, Kind, Landmark, Span, Toc, TocError, TocLimits};
+use super::{EntryProblem, Kind, Landmark, NO_DIGEST, Span, Toc, TocError, TocLimits};
 use crate::path::{self, MAX_PATH};
 use crate::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
 
@@ -22,80 +17,20 @@ const MAX_XATTR_NAME: usize = 255;
 const MAX_XATTR_VALUE: usize = 65536;
 const MAX_XATTR_LIST: usize = 65536;
 
-/// One entry as it stands in the JSON. Unknown fields are ignored, as other readers do.
-#[derive(Deserialize)]
-#[serde(default)]
-struct JsonEntry<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    #[serde(borrow, rename = "type")]
-    kind: Cow<'a, str>,
-    size: i64,
-    #[serde(borrow)]
-    modtime: Cow<'a, str>,
-    #[serde(borrow, rename = "linkName")]
-    link_name: Cow<'a, str>,
-    mode: i64,
-    uid: i64,
-    gid: i64,
-    offset: i64,
-    #[serde(rename = "innerOffset")]
-    inner_offset: i64,
-    #[serde(rename = "devMajor")]
-    dev_major: i64,
-    #[serde(rename = "devMinor")]
-    dev_minor: i64,
-    xattrs: Option<BTreeMap<String, Option<String>>>,
-    #[serde(borrow)]
-    digest: Cow<'a, str>,
-    #[serde(rename = "chunkOffset")]
-    chunk_offset: i64,
-    #[serde(rename = "chunkSize")]
-    chunk_size: i64,
-    #[serde(borrow, rename = "chunkDigest")]
-    chunk_digest: Cow<'a, str>,
-}
+/// Device numbers of Linux: 12 bits and 20 bits.
+const MAX_MAJOR: u32 = 0xfff;
+const MAX_MINOR: u32 = 0xf_ffff;
 
-impl Default for JsonEntry<'_> {
-    fn default() -> Self {
-        let empty = Cow::Borrowed("");
-        Self {
-            name: empty.clone(),
-            kind: empty.clone(),
-            size: 0,
-            modtime: empty.clone(),
-            link_name: empty.clone(),
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            offset: 0,
-            inner_offset: 0,
-            dev_major: 0,
-            dev_minor: 0,
-            xattrs: None,
-            digest: empty.clone(),
-            chunk_offset: 0,
-            chunk_size: 0,
-            chunk_digest: empty,
-        }
-    }
-}
+/// Modes as tar has them, with the bits of the type. Some readers know others above that (Go's own setuid
+/// bit, for one): what they take for a mode must not be another one here.
+const MAX_MODE: i64 = 0o177_777;
 
-pub(super) fn parse(json: &[u8], toc_offset: u64, limits: &TocLimits) -> Result<Toc, TocError> {
+pub(super) fn parse(json: &[u8], payload_end: u64, limits: &TocLimits) -> Result<Toc, TocError> {
     if json.len() as u64 > limits.json_bytes {
         return Err(TocError::TooLarge { what: "bytes", limit: limits.json_bytes });
     }
-    let mut reader = EntryReader { tree: Tree::new(toc_offset, *limits), open: None, failure: None };
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let outcome = Document(&mut reader).deserialize(&mut deserializer).and_then(|version| {
-        deserializer.end()?;
-        Ok(version)
-    });
-    let version = match (outcome, reader.failure.take()) {
-        (_, Some(failure)) => return Err(failure),
-        (Err(error), None) => return Err(error.into()),
-        (Ok(version), None) => version,
-    };
+    let mut reader = EntryReader { tree: Tree::new(payload_end, *limits), open: None, limits };
+    let version = schema::read(json, &mut |entry| reader.entry(entry))?;
     if version != 1 {
         return Err(TocError::Version(version));
     }
@@ -108,15 +43,17 @@ struct OpenFile {
     path: Span,
     size: u64,
     covered: u64,
+    /// Where its last frame ends at the latest.
+    blob_end: u64,
+    digest: Option<Digest>,
     /// Its entry; `None` for a landmark, which is not shown.
     raw: Option<u32>,
 }
 
-struct EntryReader {
+struct EntryReader<'a> {
     tree: Tree,
     open: Option<OpenFile>,
-    /// Why reading stopped: serde's own errors cannot carry it.
-    failure: Option<TocError>,
+    limits: &'a TocLimits,
 }
 
 fn named(name: &str, problem: impl Into<EntryProblem>) -> TocError {
@@ -127,14 +64,24 @@ fn unsigned<T: TryFrom<i64>>(value: i64, what: &'static str) -> Result<T, EntryP
     T::try_from(value).map_err(|_| EntryProblem::Range(what))
 }
 
-impl EntryReader {
+fn at_most(value: i64, limit: u32, what: &'static str) -> Result<u32, EntryProblem> {
+    unsigned(value, what)
+        .and_then(|value| if value <= limit { Ok(value) } else { Err(EntryProblem::Range(what)) })
+}
+
+impl EntryReader<'_> {
     fn entry(&mut self, entry: &JsonEntry<'_>) -> Result<(), TocError> {
-        if entry.kind == "chunk" {
-            return self.chunk(entry).map_err(|problem| named(&entry.name, problem));
+        let is_chunk = &*entry.kind == "chunk";
+        if !is_chunk {
+            self.close_file()?;
         }
-        self.close_file()?;
         self.tree.count_entry()?;
-        self.inode(entry).map_err(|problem| named(&entry.name, problem))
+        let taken = if is_chunk { self.chunk(entry) } else { self.inode(entry) };
+        match taken {
+            Ok(()) => Ok(()),
+            Err(Refusal::Entry(problem)) => Err(named(&entry.name, problem)),
+            Err(Refusal::Table(error)) => Err(error),
+        }
     }
 
     /// The file that was open must have been covered by its chunks.
@@ -144,11 +91,15 @@ impl EntryReader {
                 name: crate::archive::display(self.tree.bytes(file.path)),
                 problem: EntryProblem::Tiling,
             }),
+            Some(OpenFile { digest: Some(digest), raw: Some(raw), .. }) => {
+                self.tree.push_digest(raw, digest);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
 
-    fn inode(&mut self, entry: &JsonEntry<'_>) -> Result<(), EntryProblem> {
+    fn inode(&mut self, entry: &JsonEntry<'_>) -> Result<(), Refusal> {
         let path = self.tree.clean_path(entry.name.as_bytes())?;
         let landmark = match self.tree.bytes(path) {
             name if name == PREFETCH_LANDMARK.as_bytes() => {
@@ -158,99 +109,162 @@ impl EntryReader {
             _ => None,
         };
         let kind = match &*entry.kind {
-            "dir" => Kind::Directory,
-            "reg" => Kind::Regular,
-            "symlink" => Kind::Symlink,
-            "char" => Kind::CharDevice,
-            "block" => Kind::BlockDevice,
-            "fifo" => Kind::Fifo,
-            "hardlink" => {
-                let target = self.tree.clean_path(entry.link_name.as_bytes())?;
-                self.tree.push(Raw::hardlink(path, target));
-                return Ok(());
-            }
-            other => return Err(EntryProblem::Type(other.chars().take(40).collect())),
+            "dir" => Some(Kind::Directory),
+            "reg" => Some(Kind::Regular),
+            "symlink" => Some(Kind::Symlink),
+            "char" => Some(Kind::CharDevice),
+            "block" => Some(Kind::BlockDevice),
+            "fifo" => Some(Kind::Fifo),
+            "hardlink" => None,
+            other => return Err(EntryProblem::Type(other.chars().take(40).collect()).into()),
+        };
+        // 2^32 - 1 stands for "no id" in Linux; no file can have it.
+        let uid = at_most(entry.uid, u32::MAX - 1, "uid")?;
+        let gid = at_most(entry.gid, u32::MAX - 1, "gid")?;
+        // A hard link's names count for the entries that follow.
+        let user = self.tree.owners.user(uid, &entry.user_name)?;
+        let group = self.tree.owners.group(gid, &entry.group_name)?;
+        let Some(kind) = kind else {
+            let target = self.tree.clean_path(entry.link_name.as_bytes())?;
+            self.tree.push(Raw::hardlink(path, target));
+            return Ok(());
         };
         let mut raw = Raw::new(path, kind);
+        if !(0..=MAX_MODE).contains(&entry.mode) {
+            return Err(EntryProblem::Range("mode").into());
+        }
         raw.node.mode = u16::try_from(entry.mode & 0o7777).unwrap_or(0);
-        raw.node.uid = unsigned(entry.uid, "uid")?;
-        raw.node.gid = unsigned(entry.gid, "gid")?;
+        (raw.node.uid, raw.node.gid) = (uid, gid);
+        (raw.node.user, raw.node.group) = (user, group);
         raw.node.mtime = mtime(&entry.modtime)?;
+        let size = unsigned(entry.size, "size")?;
         self.xattrs(entry, &mut raw)?;
         match kind {
             Kind::Symlink => {
                 let target = entry.link_name.as_bytes();
                 if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) {
-                    return Err(EntryProblem::Link);
+                    return Err(EntryProblem::Link.into());
                 }
                 let span = self.tree.add_string(target)?;
                 raw.node.size = u64::from(span.len);
                 (raw.node.first, raw.node.count) = (span.at, span.len);
             }
             Kind::CharDevice | Kind::BlockDevice => {
-                raw.node.first = unsigned(entry.dev_major, "devMajor")?;
-                raw.node.count = unsigned(entry.dev_minor, "devMinor")?;
+                raw.node.first = at_most(entry.dev_major, MAX_MAJOR, "devMajor")?;
+                raw.node.count = at_most(entry.dev_minor, MAX_MINOR, "devMinor")?;
             }
-            Kind::Regular => raw.node.size = unsigned(entry.size, "size")?,
+            Kind::Regular => raw.node.size = size,
             Kind::Directory | Kind::Fifo => {}
         }
         let hidden = landmark.is_some() || self.tree.bytes(path) == TOC_NAME.as_bytes();
-        let size = raw.node.size;
         let number = if hidden { None } else { Some(self.tree.push(raw)) };
         if let Some(landmark) = landmark {
             self.tree.landmark = landmark;
         }
-        if kind == Kind::Regular {
-            self.open = Some(OpenFile { path, size, covered: 0, raw: number });
-            if size > 0 {
-                self.piece(entry)?;
-            }
+        if kind == Kind::Regular { self.file(entry, path, size, number) } else { Ok(()) }
+    }
+
+    /// A regular file, which its first chunk is part of.
+    fn file(
+        &mut self,
+        entry: &JsonEntry<'_>,
+        path: Span,
+        size: u64,
+        raw: Option<u32>,
+    ) -> Result<(), Refusal> {
+        let blob_end = match unsigned(entry.end_offset, "endOffset")? {
+            0 => self.tree.payload_end(),
+            end if end <= self.tree.payload_end() => end,
+            _ => return Err(EntryProblem::OutsidePayload.into()),
+        };
+        let digest = match &*entry.digest {
+            "" => None,
+            digest => Some(digest.parse().map_err(EntryProblem::Digest)?),
+        };
+        if size == 0 && digest.is_some_and(|digest| digest != Digest::of(b"")) {
+            return Err(EntryProblem::DigestsDiffer.into());
         }
-        Ok(())
+        self.open = Some(OpenFile { path, size, covered: 0, blob_end, digest, raw });
+        if size > 0 { self.piece(entry) } else { Ok(()) }
     }
 
     /// A further chunk of the file before it.
-    fn chunk(&mut self, entry: &JsonEntry<'_>) -> Result<(), EntryProblem> {
-        let Some(file) = &self.open else { return Err(EntryProblem::StrayChunk) };
+    fn chunk(&mut self, entry: &JsonEntry<'_>) -> Result<(), Refusal> {
+        let Some(file) = &self.open else { return Err(EntryProblem::StrayChunk.into()) };
         if !entry.name.is_empty() {
             let mut name = Vec::new();
-            path::clean(entry.name.as_bytes(), &mut name)?;
+            path::clean(entry.name.as_bytes(), &mut name).map_err(EntryProblem::Path)?;
             if name != self.tree.bytes(file.path) {
-                return Err(EntryProblem::StrayChunk);
+                return Err(EntryProblem::StrayChunk.into());
             }
         }
         self.piece(entry)
     }
 
     /// The chunk that `entry`, a file's first or a further one, describes.
-    fn piece(&mut self, entry: &JsonEntry<'_>) -> Result<(), EntryProblem> {
+    fn piece(&mut self, entry: &JsonEntry<'_>) -> Result<(), Refusal> {
         let file = self.open.as_mut().ok_or(EntryProblem::StrayChunk)?;
         let file_offset: u64 = unsigned(entry.chunk_offset, "chunkOffset")?;
         let left = file.size - file.covered;
         if file_offset != file.covered || left == 0 {
-            return Err(EntryProblem::Tiling);
+            return Err(EntryProblem::Tiling.into());
         }
         let len = match unsigned(entry.chunk_size, "chunkSize")? {
             0 => left,
-            len if len > left => return Err(EntryProblem::Tiling),
+            len if len > left => return Err(EntryProblem::Tiling.into()),
             len => len,
         };
-        let digest = match (&*entry.chunk_digest, &*entry.digest) {
-            // A file in one piece may name its digest only once.
-            ("", whole) if !whole.is_empty() && len == file.size => whole.parse()?,
-            ("", _) => return Err(EntryProblem::NoDigest),
-            (chunk, _) => chunk.parse()?,
-        };
         file.covered += len;
+        let is_zeros = match &*entry.chunk_type {
+            "" | "data" => false,
+            "zeros" => true,
+            other => return Err(EntryProblem::ChunkType(other.chars().take(40).collect()).into()),
+        };
+        let whole = file.digest.filter(|_| len == file.size);
+        let digest = match &*entry.chunk_digest {
+            "" => None,
+            digest => Some(digest.parse().map_err(EntryProblem::Digest)?),
+        };
+        let digest = match (digest, whole) {
+            (Some(digest), Some(whole)) if digest != whole => return Err(EntryProblem::DigestsDiffer.into()),
+            // A file in one piece may name its digest only once.
+            (Some(digest), _) | (None, Some(digest)) => digest,
+            (None, None) if is_zeros || self.limits.unverified => NO_DIGEST,
+            (None, None) => return Err(EntryProblem::NoDigest.into()),
+        };
+        if whole.is_some() && !is_zeros {
+            // The chunk says it.
+            file.digest = None;
+        }
         let chunk = RawChunk {
             raw: file.raw,
             file_offset,
-            len: u32::try_from(len).map_err(|_| EntryProblem::LargeChunk)?,
+            len: 0,
             blob_start: unsigned(entry.offset, "offset")?,
+            blob_end: file.blob_end,
             inner_offset: unsigned(entry.inner_offset, "innerOffset")?,
+            is_zeros,
             digest,
         };
-        self.tree.push_chunk(chunk)
+        self.store(chunk, len)
+    }
+
+    /// Keeps a chunk of `len` bytes. Zeros that are too many for one chunk are several.
+    fn store(&mut self, chunk: RawChunk, len: u64) -> Result<(), Refusal> {
+        let limit = u64::from(self.limits.chunk_bytes.max(1));
+        if !chunk.is_zeros || len <= limit {
+            let len = u32::try_from(len).map_err(|_| EntryProblem::LargeChunk)?;
+            return Ok(self.tree.push_chunk(RawChunk { len, ..chunk })?);
+        }
+        let mut at = 0;
+        while at < len {
+            self.tree.count_entry().map_err(Refusal::Table)?;
+            let part = u32::try_from(limit.min(len - at)).map_err(|_| EntryProblem::LargeChunk)?;
+            let file_offset = chunk.file_offset + at;
+            self.tree.push_chunk(RawChunk { len: part, file_offset, digest: NO_DIGEST, ..chunk })?;
+            at += u64::from(part);
+        }
+        Ok(())
     }
 
     fn xattrs(&mut self, entry: &JsonEntry<'_>, raw: &mut Raw) -> Result<(), EntryProblem> {
@@ -272,6 +286,18 @@ impl EntryReader {
     }
 }
 
+/// Why an entry is not taken: it is wrong, or the table has become too large.
+enum Refusal {
+    Entry(EntryProblem),
+    Table(TocError),
+}
+
+impl From<EntryProblem> for Refusal {
+    fn from(problem: EntryProblem) -> Self {
+        Self::Entry(problem)
+    }
+}
+
 /// Whether an attribute would steer the overlay file system that a layer becomes part of. An image has no
 /// say there.
 pub(crate) fn is_overlay_xattr(name: &[u8]) -> bool {
@@ -284,75 +310,4 @@ fn mtime(text: &str) -> Result<i64, EntryProblem> {
         return Ok(0);
     }
     OffsetDateTime::parse(text, &Rfc3339).map(OffsetDateTime::unix_timestamp).map_err(|_| EntryProblem::Time)
-}
-
-/// `{"version":…,"entries":[…]}`; answers the version.
-struct Document<'a>(&'a mut EntryReader);
-
-impl<'de> DeserializeSeed<'de> for Document<'_> {
-    type Value = i64;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<i64, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Document<'_> {
-    type Value = i64;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a table of contents")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<i64, A::Error> {
-        let mut version = 0;
-        let mut seen = false;
-        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
-            match &*key {
-                "version" => version = map.next_value()?,
-                "entries" if seen => return Err(serde::de::Error::duplicate_field("entries")),
-                "entries" => {
-                    seen = true;
-                    map.next_value_seed(Entries(&mut *self.0))?;
-                }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        Ok(version)
-    }
-}
-
-struct Entries<'a>(&'a mut EntryReader);
-
-impl<'de> DeserializeSeed<'de> for Entries<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Entries<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of entries")
-    }
-
-    /// How Go writes a list that was never filled.
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        while let Some(entry) = entries.next_element::<JsonEntry<'_>>()? {
-            if let Err(failure) = self.0.entry(&entry) {
-                self.0.failure = Some(failure);
-                return Err(serde::de::Error::custom("refused"));
-            }
-        }
-        Ok(())
-    }
 }

@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod lookup;
+mod podman;
+
 const PAYLOAD_END: u64 = 1000;
 
 fn parse(entries: &[Value]) -> Result<Toc, TocError> {
@@ -176,6 +179,17 @@ fn the_last_of_a_name_counts() {
     assert_eq!(problem_of(&[reg("/", 1, 30)]), EntryProblem::NotDirectory);
 }
 
+/// As whoever unpacks the tar has it: what takes a directory's place for a while empties it.
+#[test]
+fn a_directory_that_was_something_else_in_between_is_empty() {
+    let entries = [dir("d"), reg("d/x", 1, 1), dir("d/e"), reg("d", 1, 2), dir("d"), reg("d/e/y", 1, 3)];
+    let toc = parse(&entries).unwrap();
+    assert_eq!(names(&toc, "d"), ["e"]);
+    assert_eq!(names(&toc, "d/e"), ["y"]);
+    let before = [reg("d", 1, 2), dir("d"), reg("d/x", 1, 1)];
+    assert_eq!(names(&parse(&before).unwrap(), "d"), ["x"]);
+}
+
 #[test]
 fn what_is_missing_is_made_up_and_what_is_there_is_sorted() {
     let toc =
@@ -302,7 +316,13 @@ fn other_documents_are_refused() {
         "{",
         r#"{"version":1,"entries":[]} trailing"#,
         r#"{"version":1,"entries":[],"entries":[]}"#,
+        r#"{"version":1,"version":1,"entries":[]}"#,
         r#"{"version":1,"entries":[{"name":7}]}"#,
+        r#"{"version":1,"entries":[{"name":"d","type":"dir","name":"e"}]}"#,
+        // Go takes these for `mode`, `size` and `linkName`.
+        r#"{"version":1,"entries":[{"name":"d","type":"dir","Mode":2541}]}"#,
+        r#"{"version":1,"entries":[{"name":"d","type":"dir","\u017fize":1}]}"#,
+        r#"{"version":1,"entries":[{"name":"d","type":"dir","lin\u212aname":"x"}]}"#,
         r#"{"version":1,"entries":{}}"#,
     ] {
         assert!(matches!(parse(json), Err(TocError::Json(_))), "{json}");

@@ -7,9 +7,11 @@
 
 use content::Digest;
 
-use super::{Child, EntryProblem, Kind, Landmark, Node, ROOT, Span, Toc, TocError, TocLimits};
+use super::owners::Owners;
+use super::{EntryProblem, Kind, Landmark, Node, ROOT, Span, Toc, TocError, TocLimits};
 use crate::path::{self, PathProblem};
 
+mod inodes;
 mod place;
 
 /// What an entry stands for.
@@ -42,6 +44,8 @@ impl Raw {
             xattr_first: 0,
             xattr_count: 0,
             mode: 0,
+            user: 0,
+            group: 0,
             kind,
         };
         Self { path, target: Target::Own, node }
@@ -57,12 +61,17 @@ impl Raw {
 }
 
 /// A chunk of the entry with number `raw`.
+#[derive(Clone, Copy)]
 pub(super) struct RawChunk {
     pub(super) raw: Option<u32>,
     pub(super) file_offset: u64,
     pub(super) len: u32,
     pub(super) blob_start: u64,
+    /// Where its frame ends at the latest.
+    pub(super) blob_end: u64,
     pub(super) inner_offset: u32,
+    /// It needs no bytes of the blob.
+    pub(super) is_zeros: bool,
     pub(super) digest: Digest,
 }
 
@@ -73,6 +82,8 @@ struct Name {
     parent: u32,
     /// The entry; `None` for a directory that only paths imply.
     raw: Option<u32>,
+    /// What earlier entries put below it is gone: something that is no directory had its place since.
+    since: u32,
 }
 
 /// Collects entries and makes the table.
@@ -87,6 +98,9 @@ pub(super) struct Tree {
     raws: Vec<Raw>,
     chunks: Vec<RawChunk>,
     xattrs: Vec<(Span, Span)>,
+    /// Digests of whole files, by entry.
+    digests: Vec<(u32, Digest)>,
+    pub(super) owners: Owners,
     entries: u32,
 }
 
@@ -101,8 +115,14 @@ impl Tree {
             raws: Vec::new(),
             chunks: Vec::new(),
             xattrs: Vec::new(),
+            digests: Vec::new(),
+            owners: Owners::default(),
             entries: 0,
         }
+    }
+
+    pub(super) fn payload_end(&self) -> u64 {
+        self.payload_end
     }
 
     /// Every entry counts, and so do directories that are made up.
@@ -152,9 +172,15 @@ impl Tree {
         Ok(())
     }
 
+    /// The digest of all of a file.
+    pub(super) fn push_digest(&mut self, raw: u32, digest: Digest) {
+        self.digests.push((raw, digest));
+    }
+
     pub(super) fn push_chunk(&mut self, chunk: RawChunk) -> Result<(), EntryProblem> {
         // Offset 0 is no member of a file: the first one holds that file's own tar header.
-        if chunk.blob_start == 0 || chunk.blob_start >= self.payload_end {
+        let is_nowhere = chunk.blob_start == 0 && !chunk.is_zeros;
+        if is_nowhere || chunk.blob_start >= chunk.blob_end || chunk.blob_end > self.payload_end {
             return Err(EntryProblem::OutsidePayload);
         }
         if chunk.len > self.limits.chunk_bytes || chunk.inner_offset > self.limits.chunk_bytes {
@@ -173,11 +199,19 @@ impl Tree {
         let (inode_of, count) = self.resolve(&names)?;
         let mut nodes = self.nodes(&names, &inode_of, count);
         let children = self.children(&names, &inode_of, &mut nodes);
-        let chunks = self.place_chunks(&names, &inode_of, &mut nodes)?;
+        let inode_of_raw = self.inode_of_raw(&names, &inode_of);
+        self.refuse_overlap()?;
+        // Not needed any more: a large layer's are tens of MiB.
+        drop((names, inode_of));
+        self.raws = Vec::new();
+        self.paths = Vec::new();
+        let chunks = self.place_chunks(&inode_of_raw, &mut nodes);
+        let digests = self.file_digests(&inode_of_raw);
         let file_bytes = nodes
             .iter()
             .filter(|node| node.kind == Kind::Regular)
             .fold(0_u64, |sum, node| sum.saturating_add(node.size));
+        let owners = self.owner_names();
         self.strings.shrink_to_fit();
         self.xattrs.shrink_to_fit();
         Ok(Toc {
@@ -189,6 +223,8 @@ impl Tree {
             chunks,
             xattrs: self.xattrs,
             strings: self.strings,
+            owners,
+            digests,
             file_bytes,
         })
     }
@@ -206,18 +242,24 @@ impl Tree {
         let mut order: Vec<(u32, Span)> =
             (0..).zip(&self.raws).map(|(index, raw)| (index, raw.path)).collect();
         order.sort_unstable_by(|a, b| path::tree_order(self.bytes(a.1), self.bytes(b.1)).then(a.0.cmp(&b.0)));
-        let mut names: Vec<Name> = vec![Name { path: Span { at: 0, len: 0 }, parent: 0, raw: None }];
+        let mut names: Vec<Name> =
+            vec![Name { path: Span { at: 0, len: 0 }, parent: 0, raw: None, since: 0 }];
         let mut stack: Vec<u32> = vec![0];
         let mut rest = order.iter().peekable();
+        let mut since = 0;
         while let Some(&(index, path)) = rest.next() {
             if rest.peek().is_some_and(|next| self.bytes(next.1) == self.bytes(path)) {
+                if !self.raw(Some(index)).is_some_and(Raw::is_directory) {
+                    since = index;
+                }
                 continue;
             }
+            let since = std::mem::take(&mut since);
             if path.len == 0 {
                 if !self.raw(Some(index)).is_some_and(Raw::is_directory) {
                     return Err(self.problem(path, EntryProblem::NotDirectory));
                 }
-                names = vec![Name { path, parent: 0, raw: Some(index) }];
+                names = vec![Name { path, parent: 0, raw: Some(index), since }];
                 continue;
             }
             while let Some(top) = stack.last().and_then(|top| names.get(*top as usize)) {
@@ -230,15 +272,19 @@ impl Tree {
                 continue;
             }
             self.push_with_parents(&mut names, &mut stack, path, index)?;
+            if let Some(name) = names.last_mut() {
+                name.since = name.since.max(since);
+            }
         }
         Ok(names)
     }
 
-    /// Whether entry `index` lay below a directory that a later entry replaced by something else. Below
-    /// something else that came earlier it cannot lie at all.
+    /// Whether entry `index` lay below a directory that a later entry replaced by something else, be that still
+    /// there or not. Below something else that came earlier it cannot lie at all.
     fn is_replaced(&self, names: &[Name], stack: &[u32], index: u32) -> Result<bool, TocError> {
         let Some(top) = stack.last().and_then(|top| names.get(*top as usize)) else { return Ok(false) };
         match top.raw {
+            _ if index < top.since => Ok(true),
             Some(raw) if !self.raw(Some(raw)).is_some_and(Raw::is_directory) => {
                 if index < raw {
                     Ok(true)
@@ -319,73 +365,14 @@ impl Tree {
             Some(_) => Ok(found),
         }
     }
-
-    /// The inodes, with parents and link counts.
-    fn nodes(&self, names: &[Name], inode_of: &[u32], count: u32) -> Vec<Node> {
-        let mut nodes: Vec<Node> = Vec::with_capacity(count as usize);
-        for name in names {
-            match self.raw(name.raw) {
-                Some(Raw { target: Target::Link(_), .. }) => {}
-                Some(raw) => nodes.push(raw.node),
-                None => nodes.push(Node { mode: 0o755, ..Raw::new(name.path, Kind::Directory).node }),
-            }
-        }
-        for (index, (name, inode)) in names.iter().zip(inode_of).enumerate() {
-            let parent = inode_of.get(name.parent as usize).copied().unwrap_or(ROOT);
-            let mut is_directory = false;
-            if let Some(node) = node_mut(&mut nodes, *inode) {
-                is_directory = node.kind == Kind::Directory;
-                node.nlink += if is_directory { 2 } else { 1 };
-                node.parent = parent;
-            }
-            if is_directory
-                && index > 0
-                && let Some(above) = node_mut(&mut nodes, parent)
-            {
-                above.nlink += 1;
-            }
-        }
-        nodes
-    }
-
-    /// Directory entries, those of one directory together. Names come depth first, so within a directory
-    /// they are sorted already.
-    fn children(&mut self, names: &[Name], inode_of: &[u32], nodes: &mut [Node]) -> Vec<Child> {
-        let parent_of = |name: &Name| inode_of.get(name.parent as usize).copied().unwrap_or(ROOT);
-        for name in names.iter().skip(1) {
-            if let Some(parent) = node_mut(nodes, parent_of(name)) {
-                parent.count += 1;
-            }
-        }
-        let mut next = 0;
-        for node in nodes.iter_mut().filter(|node| node.kind == Kind::Directory) {
-            node.first = next;
-            next += node.count;
-            node.count = 0;
-        }
-        let mut children = vec![Child { name_at: 0, inode: ROOT, name_len: 0 }; next as usize];
-        for (name, inode) in names.iter().zip(inode_of).skip(1) {
-            let path = slice(&self.paths, name.path);
-            let part = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-            // Paths fit into u32 together, and names are parts of them.
-            let name_at = u32::try_from(self.strings.len()).unwrap_or(u32::MAX);
-            self.strings.extend_from_slice(part);
-            let name_len = u8::try_from(part.len()).unwrap_or(u8::MAX);
-            let Some(parent) = node_mut(nodes, parent_of(name)) else { continue };
-            if let Some(slot) = children.get_mut((parent.first + parent.count) as usize) {
-                *slot = Child { name_at, inode: *inode, name_len };
-            }
-            parent.count += 1;
-        }
-        children
-    }
 }
 
 fn push_name(names: &mut Vec<Name>, stack: &mut Vec<u32>, path: Span, raw: Option<u32>) {
     let parent = stack.last().copied().unwrap_or(0);
+    let since = names.get(parent as usize).map_or(0, |parent| parent.since);
     // Bounded by the limit on entries.
     stack.push(u32::try_from(names.len()).unwrap_or(u32::MAX));
-    names.push(Name { path, parent, raw });
+    names.push(Name { path, parent, raw, since });
 }
 
 /// Whether `path` lies below `above`. Everything lies below the root.

@@ -17,7 +17,7 @@ use futures::StreamExt as _;
 use tokio::task::JoinSet;
 
 use super::Core;
-use super::flight::{Outcome, Run};
+use super::flight::{Outcome, Passenger, Run};
 use crate::source::Opened;
 
 /// Inflated bytes that one job on the pool takes on: small files are not worth a job each.
@@ -57,6 +57,8 @@ impl Core {
         for (at, passenger) in run.passengers.iter().enumerate() {
             if self.fill.has(passenger.number as usize) {
                 run.land(passenger, Outcome::Stored);
+            } else if passenger.chunk.is_zeros() {
+                self.land_zeros(run, passenger).await;
             } else {
                 open.push(at);
             }
@@ -85,6 +87,20 @@ impl Core {
             self.complain(&format!("bytes {} of the blob", run.range), &error, false);
         }
         run.fail(&error);
+    }
+
+    /// A chunk of zeros is here from the beginning; this is for one that the disk has lost since.
+    async fn land_zeros(self: &Arc<Self>, run: &Run, passenger: &Passenger) {
+        let (layer, number, chunk) = (Arc::clone(self), passenger.number, passenger.chunk);
+        let stored =
+            tokio::task::spawn_blocking(move || layer.take_in(number, &chunk, &[], chunk.blob.start));
+        let failed = |message: String| ReadError::local(ReadErrorKind::Other, message);
+        let outcome = match stored.await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(message)) => Outcome::Failed(failed(message)),
+            Err(error) => Outcome::Failed(failed(error.to_string())),
+        };
+        run.land(passenger, outcome);
     }
 
     /// Tries once. Takes what it brought home out of `open`.

@@ -15,7 +15,9 @@ use estargz::Toc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Core, LayerStatus};
+use crate::error::LayerError;
 use crate::source::OpenSource;
+use crate::tree::OpaqueXattr;
 
 /// A lazily filled layer. Shared by all mounts of the same table of contents; when the last of them and
 /// whoever else holds it are gone, nothing more is fetched for it.
@@ -61,6 +63,18 @@ impl Layer {
     /// Whether every chunk is here.
     pub fn is_complete(&self) -> bool {
         self.core.is_complete()
+    }
+
+    /// The EROFS image that describes this layer: its files' bytes are in the layer's data file, and opaque
+    /// directories are marked by `opaque`.
+    ///
+    /// It depends on the table of contents alone, not on what is here already, and is the same every time. Takes
+    /// processor time in proportion to the number of files: not for the threads of a runtime.
+    ///
+    /// # Errors
+    /// [`LayerError::Metadata`]: the layer is too large for EROFS. FUSE can still show it.
+    pub fn metadata_image(&self, opaque: OpaqueXattr) -> Result<Vec<u8>, LayerError> {
+        self.core.metadata_image(opaque)
     }
 
     /// Waits until the prefetch has ended, well or badly. At once if there is none.

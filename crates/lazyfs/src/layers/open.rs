@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use content::{BlobSource, ByteRange, Digest, Fault, OpenBlob, ReadError, ReadErrorKind, Urgency};
-use estargz::{TailState, Toc, TocLimits, open_tail};
+use estargz::{BlobKind, TailState, Toc, TocLimits, open_tail};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,8 @@ fn assemble(
 ) -> Result<Arc<Core>, LayerError> {
     let Description { about, toc, source } = description;
     let layout = Layout::new(&toc);
-    let fill = Fill::open(folder, spec.toc_digest, toc.chunk_count() as usize, layout.len())
+    let zeros = (0..).zip(toc.chunks()).filter(|(_, chunk)| chunk.is_zeros()).map(|(number, _)| number);
+    let fill = Fill::open(folder, spec.toc_digest, toc.chunk_count() as usize, layout.len(), zeros)
         .map_err(LayerError::disk("opening", folder))?;
     let sources = Sources::new(spec.layer_digest, Arc::clone(&spec.open), about.blob_len, source);
     Ok(Core::new(Parts {
@@ -143,7 +144,17 @@ async fn from_source(folder: &Path, spec: &LayerSpec) -> Result<Description, Lay
                 let more = source.read(missing, Urgency::Blocking).await.map_err(read_failed)?;
                 tail = [more.as_ref(), bytes.as_ref()].concat().into();
             }
-            TailState::Toc { json, toc_offset, digest } => {
+            TailState::External { .. } => {
+                let reason = "its table of contents is kept in a separate image, which is not looked up yet; \
+                              convert the image again without an external table of contents";
+                return Err(LayerError::NotLazy { layer, reason: reason.into() });
+            }
+            TailState::Toc { kind: BlobKind::Legacy, .. } => {
+                let reason =
+                    "it is a legacy stargz blob, whose files cannot be verified; convert the image again";
+                return Err(LayerError::NotLazy { layer, reason: reason.into() });
+            }
+            TailState::Toc { json, toc_offset, digest, .. } => {
                 if digest != spec.toc_digest {
                     return Err(LayerError::TocDigest { layer, expected: spec.toc_digest, found: digest });
                 }

@@ -10,8 +10,6 @@
     clippy::format_push_string
 )]
 
-use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,6 +25,8 @@ use estargz::Built;
 use futures::FutureExt as _;
 use lazyfs::{Layer, LayerSpec, Layers, LayersOptions, Mount, MountOptions, OpenSource, Prefetch};
 use tokio::sync::{Semaphore, watch};
+
+pub mod tree;
 
 /// Whether layers can be mounted here; says why not.
 pub fn can_mount() -> bool {
@@ -140,6 +140,55 @@ impl Tar {
     }
 }
 
+/// What the files of [`everything`] should be cut into.
+pub const CHUNK: usize = 64 * 1024;
+
+/// Every kind of entry that a tar can hold and `tar` can unpack.
+pub fn everything() -> Vec<u8> {
+    let long = "n".repeat(200);
+    let mut tar = Tar::new();
+    tar.dir("etc", 0o755).dir("sizes", 0o700).dir("sticky", 0o1777).dir("deep", 0o755);
+    for size in [0, 1, 4095, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 77] {
+        tar.file(&format!("sizes/{size}"), 0o644, &noise(size as u64, size));
+    }
+    tar.file("etc/setuid", 0o4755, b"s").file("etc/setgid", 0o2755, b"g").file("etc/none", 0, b"n");
+    tar.owned("etc/owned", 0o640, 1000, 3_000_000 % 2_097_152, 0, b"epoch");
+    tar.file("etc/first", 0o644, b"linked")
+        .hardlink("etc/second", "etc/first")
+        .hardlink("third", "etc/first");
+    tar.symlink("etc/link", "first").symlink("etc/dangling", &"x/".repeat(120)).symlink("sizes/up", "../etc");
+    tar.device("etc/null", tar::EntryType::Char, 1, 3).device("etc/disk", tar::EntryType::Block, 259, 300);
+    tar.fifo("etc/pipe");
+    tar.dir(&long, 0o755).dir(&format!("{long}/{long}"), 0o750);
+    tar.file(&format!("{long}/{long}/file"), 0o644, b"long");
+    tar.xattrs(
+        "etc/xattrs",
+        &[("user.one", b"1"), ("user.binary", &[0, 255, 10, 61]), ("user.empty", b"")],
+        b"x",
+    );
+    tar.xattrs(
+        "etc/capable",
+        &[("security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])],
+        b"x",
+    );
+    let mut path = "deep".to_owned();
+    for level in 0..40 {
+        path = format!("{path}/{level}");
+        tar.dir(&path, 0o755);
+    }
+    tar.file(&format!("{path}/leaf"), 0o644, b"leaf");
+    tar.dir("many", 0o755);
+    for number in 0..3000 {
+        tar.file(
+            &format!("many/{number:04}-with-a-longer-name-so-that-listings-need-several-turns"),
+            0o644,
+            b"m",
+        );
+    }
+    tar.file("odd \n \\ <&> \u{e4}", 0o644, b"odd").dir("empty", 0o711);
+    tar.finish()
+}
+
 /// A blob.
 pub struct Blob {
     pub bytes: Bytes,
@@ -147,9 +196,12 @@ pub struct Blob {
 }
 
 pub fn blob(tar: &[u8], chunk_size: u32) -> Blob {
+    blob_of(tar, &estargz::Options { chunk_size, level: Some(1), ..estargz::Options::default() })
+}
+
+pub fn blob_of(tar: &[u8], options: &estargz::Options) -> Blob {
     let mut bytes = Vec::new();
-    let options = estargz::Options { chunk_size, level: 1, ..estargz::Options::default() };
-    let built = estargz::build(tar, &mut bytes, &options).unwrap();
+    let built = estargz::build(tar, &mut bytes, options).unwrap();
     Blob { bytes: bytes.into(), built }
 }
 
@@ -365,82 +417,4 @@ impl Mounted {
 /// Does blocking work on a thread of its own.
 pub async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
-}
-
-/// Unpacks a tar with the system's tar.
-pub fn unpack(tar: &[u8], to: &Path) {
-    let mut child = std::process::Command::new("tar")
-        .args([
-            "-x",
-            "-p",
-            "--same-owner",
-            "--delay-directory-restore",
-            "--numeric-owner",
-            "--xattrs",
-            "--xattrs-include=*",
-            "-C",
-        ])
-        .arg(to)
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(tar).unwrap();
-    assert!(child.wait().unwrap().success());
-}
-
-/// All that a tree shows, one line per name, then the bytes of its files.
-pub fn describe(root: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
-    let mut all = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let mut names: Vec<_> =
-            std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        names.sort();
-        names.push(folder.clone());
-        for path in names {
-            let data = std::fs::symlink_metadata(&path).unwrap();
-            let kind = data.file_type();
-            if kind.is_dir() && path != folder {
-                folders.push(path);
-                continue;
-            }
-            let mut line = format!("{:o} {}:{} dev {}", data.mode(), data.uid(), data.gid(), data.rdev());
-            if path != root {
-                line += &format!(" mtime {}", data.mtime());
-            }
-            if !kind.is_dir() {
-                line += &format!(" links {} size {}", data.nlink(), data.size());
-            } else if path != root {
-                line += &format!(" links {}", data.nlink());
-            }
-            if kind.is_symlink() {
-                line += &format!(" -> {}", std::fs::read_link(&path).unwrap().display());
-            }
-            for (name, value) in xattrs(&path) {
-                line += &format!(" {name}={value:?}");
-            }
-            let content = if kind.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
-            all.push((path.strip_prefix(root).unwrap().to_owned(), line, content));
-        }
-    }
-    all.sort();
-    all
-}
-
-pub fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut names = vec![0; 65536];
-    let len = rustix::fs::llistxattr(path, names.as_mut_slice()).unwrap();
-    let mut all: Vec<_> = names[..len]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-        .map(|name| {
-            let name = String::from_utf8(name.to_vec()).unwrap();
-            let mut value = vec![0; 65536];
-            let len = rustix::fs::lgetxattr(path, name.as_str(), value.as_mut_slice()).unwrap();
-            value.truncate(len);
-            (name, value)
-        })
-        .collect();
-    all.sort();
-    all
 }

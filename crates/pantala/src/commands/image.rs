@@ -1,45 +1,48 @@
-//! `pantala image`: convert and inspect, from registry to registry.
+//! `pantala image`: what is done with whole images, wherever they are.
 
-use convert::{Bars, ConvertOptions, Progress, Silent};
+use std::fmt::Display;
+
+use ::convert::{Containerd, Places};
+use anyhow::Context;
+use registry::HostsConfig;
 use serde::Serialize;
 
-use crate::cli::{ConvertArgs, InspectArgs, Output, RegistryArgs};
+use crate::cli::{Output, PlaceArgs, RegistryArgs};
 use crate::node::Registries;
 use crate::out;
 
-/// `pantala image convert`.
-pub async fn convert(args: ConvertArgs) -> anyhow::Result<()> {
-    let client = client(&args.registry)?;
-    let options = ConvertOptions {
-        platform: args.platform,
-        chunk_size: args.chunk_size,
-        level: u8::try_from(args.level)?,
-        force: args.force,
-        ..ConvertOptions::default()
+mod convert;
+mod diff;
+mod inspect;
+mod toc_digest;
+mod verify;
+
+pub use convert::{Stopped, convert};
+pub use diff::diff;
+pub use inspect::inspect;
+pub use toc_digest::toc_digest;
+pub use verify::verify;
+
+/// What this machine can reach, as the flags have it.
+fn places(args: &PlaceArgs) -> anyhow::Result<Places> {
+    let hosts = match &args.hosts_dir {
+        None => HostsConfig::new(),
+        Some(dir) => HostsConfig::load_certs_d(dir).context("--hosts-dir")?,
     };
-    let bars = Bars::default();
-    let progress: &dyn Progress = if args.output == Output::Table { &bars } else { &Silent };
-    let report = convert::convert(&client, &args.source, &args.destination, &options, progress).await?;
-    print(args.output, &report)
+    Ok(Places {
+        client: client(&args.registry, hosts)?,
+        containerd: Containerd { address: args.address.clone(), namespace: args.namespace.clone() },
+        temporary: std::env::temp_dir(),
+    })
 }
 
-/// `pantala image inspect`.
-pub async fn inspect(args: InspectArgs) -> anyhow::Result<()> {
-    let client = client(&args.registry)?;
-    let report = convert::inspect(&client, &args.reference, args.platform.as_ref()).await?;
-    print(args.output, &report)
+fn client(args: &RegistryArgs, hosts: HostsConfig) -> anyhow::Result<registry::Client> {
+    Registries { hosts, plain_http: args.plain_http.clone(), docker_config: args.docker_config.clone() }
+        .own_client()
 }
 
-fn client(args: &RegistryArgs) -> anyhow::Result<registry::Client> {
-    Registries {
-        plain_http: args.plain_http.clone(),
-        docker_config: args.docker_config.clone(),
-        ..Registries::default()
-    }
-    .own_client()
-}
-
-fn print(output: Output, report: &(impl Serialize + std::fmt::Display)) -> anyhow::Result<()> {
+/// Writes a report to standard output.
+fn print(output: Output, report: &(impl Serialize + Display)) -> anyhow::Result<()> {
     match output {
         Output::Table => out::print(report.to_string()),
         Output::Json => out::print(serde_json::to_string_pretty(report)? + "\n"),

@@ -2,7 +2,7 @@
 //!
 //! A TOC says where the member of a chunk begins and not where it ends: it ends where the next one begins.
 
-use super::{Name, RawChunk, Tree, node_mut};
+use super::{RawChunk, Tree, node_mut};
 use crate::toc::{EntryProblem, Node, Span, StoredChunk, TocError};
 
 /// A deflate stream is hardly ever larger than its content; twice the size and this much more is beyond
@@ -11,19 +11,7 @@ const EXTENT_SLACK: u64 = 64 * 1024;
 
 impl Tree {
     /// The chunks of files that are still there, each with the extent of its member.
-    pub(super) fn place_chunks(
-        &mut self,
-        names: &[Name],
-        inode_of: &[u32],
-        nodes: &mut [Node],
-    ) -> Result<Vec<StoredChunk>, TocError> {
-        let mut inode_of_raw = vec![0_u32; self.raws.len()];
-        for (name, inode) in names.iter().zip(inode_of) {
-            if let Some(slot) = name.raw.and_then(|raw| inode_of_raw.get_mut(raw as usize)) {
-                *slot = *inode;
-            }
-        }
-        self.refuse_overlap()?;
+    pub(super) fn place_chunks(&mut self, inode_of_raw: &[u32], nodes: &mut [Node]) -> Vec<StoredChunk> {
         // Members of landmarks and of files that were replaced are boundaries as well.
         let mut members: Vec<u64> = self.chunks.iter().map(|chunk| chunk.blob_start).collect();
         members.sort_unstable();
@@ -36,9 +24,12 @@ impl Tree {
                 continue;
             };
             let next = members.partition_point(|member| *member <= chunk.blob_start);
-            let end = members.get(next).copied().unwrap_or(self.payload_end);
+            let end = members.get(next).map_or(chunk.blob_end, |next| chunk.blob_end.min(*next));
             let inflated = u64::from(chunk.len) + u64::from(chunk.inner_offset);
-            let extent = (end - chunk.blob_start).min(inflated * 2 + EXTENT_SLACK);
+            let extent = match end.saturating_sub(chunk.blob_start) {
+                _ if chunk.is_zeros => 0,
+                extent => extent.min(inflated * 2 + EXTENT_SLACK),
+            };
             let number = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
             if let Some(node) = node_mut(nodes, inode) {
                 if node.count == 0 {
@@ -57,12 +48,12 @@ impl Tree {
             });
         }
         chunks.shrink_to_fit();
-        Ok(chunks)
+        chunks
     }
 
     /// No byte of a member may belong to two chunks.
-    fn refuse_overlap(&self) -> Result<(), TocError> {
-        let mut order: Vec<&RawChunk> = self.chunks.iter().collect();
+    pub(super) fn refuse_overlap(&self) -> Result<(), TocError> {
+        let mut order: Vec<&RawChunk> = self.chunks.iter().filter(|chunk| !chunk.is_zeros).collect();
         order.sort_by_key(|chunk| (chunk.blob_start, chunk.inner_offset));
         for pair in order.windows(2) {
             let [first, second] = pair else { continue };

@@ -1,0 +1,81 @@
+//! Whether a layer can be mounted lazily already. What the manifest promises is held against the blob's own
+//! end, so that no layer is kept that a mount would refuse.
+
+use content::{ByteRange, Urgency};
+use estargz::{
+    BlobKind, Format, Landmark, TOC_DIGEST_ANNOTATION, TailState, Toc, TocLimits, TocPlace, open_tail,
+};
+use registry::Descriptor;
+
+use crate::error::ConvertError;
+use crate::place::ImageSource;
+
+/// How much of a layer's end is read at first: the TOC of some four thousand files.
+const TAIL: u64 = 256 * 1024;
+
+/// Annotation by which containers/storage pins a TOC.
+const PODMAN_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+
+/// A layer with a TOC that its manifest pins.
+pub(super) struct Lazy {
+    pub(super) kind: BlobKind,
+    /// Whether a landmark says which files come first. Not known if the TOC is kept elsewhere.
+    pub(super) landmark: bool,
+}
+
+/// The kind of blob that the options make.
+pub(super) const fn wished(options: &estargz::Options) -> BlobKind {
+    match (options.format, options.toc) {
+        (Format::Estargz, TocPlace::Inside) => BlobKind::Estargz,
+        (Format::Estargz, TocPlace::External) => BlobKind::External,
+        (Format::ZstdChunked, _) => BlobKind::ZstdChunked,
+        (Format::ZstdChunkedPodman, _) => BlobKind::ZstdChunkedPodman,
+    }
+}
+
+/// Looks at the end of `layer`. `None` if it cannot be mounted lazily: nothing is pinned, there is no TOC, or
+/// another one than the manifest promises.
+pub(super) async fn probe(
+    source: &dyn ImageSource,
+    layer: &Descriptor,
+) -> Result<Option<Lazy>, ConvertError> {
+    let pinned = layer.annotation(TOC_DIGEST_ANNOTATION);
+    let podman = layer.annotation(PODMAN_CHECKSUM);
+    if (pinned.is_none() && podman.is_none()) || layer.size == 0 {
+        return Ok(None);
+    }
+    let failed = |reason| ConvertError::Read { digest: layer.digest, reason };
+    let blob = source.ranges(layer).await?;
+    let mut from = layer.size.saturating_sub(TAIL);
+    let state = loop {
+        let range = ByteRange::new(from, layer.size);
+        let tail = blob.read(range, Urgency::Blocking).await.map_err(failed)?;
+        match open_tail(&tail, layer.size) {
+            Ok(TailState::NeedMore { from: earlier }) if earlier < from => from = earlier,
+            Ok(state) => break state,
+            Err(reason) => {
+                tracing::debug!(layer = %layer.digest, %reason, "converting a layer that only claims to be lazy");
+                return Ok(None);
+            }
+        }
+    };
+    Ok(match state {
+        TailState::Toc { json, toc_offset, digest, compressed_digest, kind } => {
+            let held = match kind {
+                BlobKind::ZstdChunkedPodman => {
+                    podman == compressed_digest.map(|it| it.to_string()).as_deref()
+                }
+                _ => pinned == Some(digest.to_string().as_str()),
+            };
+            held.then(|| Lazy { kind, landmark: landmark(&json, toc_offset) })
+        }
+        TailState::External { .. } => Some(Lazy { kind: BlobKind::External, landmark: false }),
+        TailState::NeedMore { .. } => None,
+    })
+}
+
+/// Whether the TOC has a landmark behind files that come first.
+pub(super) fn landmark(json: &[u8], payload_end: u64) -> bool {
+    let toc = Toc::parse(json, payload_end, &TocLimits::default());
+    toc.is_ok_and(|toc| matches!(toc.landmark(), Landmark::Prefetch(_)))
+}

@@ -3,13 +3,14 @@
 CARGO ?= cargo
 BIN   := target/release/pantala
 
-.PHONY: help demo test lint bench fuzz build clean setup-build setup-test setup-demo setup-lint
+.PHONY: help demo test lint bench peers fuzz build clean setup-build setup-test setup-demo setup-lint
 
 help:
 	@echo 'make demo   containers start lazily through the swarm on three hosts; a table of times and bytes'
 	@echo 'make test   unit, property and end-to-end tests (root, network namespaces, containerd)'
 	@echo 'make lint   format, clippy, licences and bans'
-	@echo 'make bench  memory and start time, printed beside their promise'
+	@echo 'make bench  memory, start time, and conversion beside ctr-remote; fails if a promise is not kept'
+	@echo 'make peers  the newest converters of others, for tests and benchmarks; needs Go, optional'
 	@echo 'make fuzz   every decoder for FUZZ_SECONDS (60) each'
 	@echo 'make build  the release binary, $(BIN)'
 	@echo 'make clean  what was built and cached'
@@ -30,8 +31,13 @@ lint: setup-lint
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) deny --locked --log-level error check bans licenses sources
 
-bench: build
+bench: setup-test
+	$(CARGO) build --release --locked -p pantala -p testkit --bins
 	bench/run $(BIN)
+	bench/convert $(BIN)
+
+peers:
+	bench/peers/build
 
 FUZZ_SECONDS ?= 60
 fuzz: setup-build
@@ -42,3 +48,4 @@ setup-build setup-test setup-demo setup-lint: setup-%:
 
 clean:
 	$(CARGO) clean
+	rm -rf "$${PANTALA_LAB_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/pantala-lab}"

@@ -2,8 +2,8 @@
 # From bare Debian 12 with Rust to ready. Installs what is missing and nothing else; asks nothing; may run any number of times.
 #
 #   scripts/setup.sh build    what compiling needs
-#   scripts/setup.sh test     and what the end-to-end tests drive: containerd, a registry, namespaces
-#   scripts/setup.sh demo     and what makes the demo's image
+#   scripts/setup.sh test     and what the end-to-end tests drive: containerd, a registry, namespaces, tools for images
+#   scripts/setup.sh demo     the same without the tools
 #   scripts/setup.sh lint     and cargo-deny
 set -eu
 
@@ -14,11 +14,11 @@ fail() {
 }
 
 build="gcc libc6-dev make ca-certificates"
-lab="containerd runc stargz-snapshotter docker-registry iproute2 util-linux"
+lab="containerd runc stargz-snapshotter docker-registry debootstrap iproute2 util-linux"
 case "${1:-}" in
 build | lint) packages="$build" ;;
-test) packages="$build $lab" ;;
-demo) packages="$build $lab debootstrap" ;;
+test) packages="$build $lab skopeo umoci erofs-utils" ;;
+demo) packages="$build $lab" ;;
 *) fail "usage: scripts/setup.sh build|test|demo|lint" ;;
 esac
 

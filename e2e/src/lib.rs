@@ -13,6 +13,8 @@ use testkit::cluster::{Cluster, ClusterOptions};
 use testkit::image::{Entry, Image, layer, programs};
 use testkit::node::Pantala;
 
+pub mod conversions;
+
 /// The annotation in which a manifest names the digest of an eStargz layer's TOC.
 pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 

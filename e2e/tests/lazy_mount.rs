@@ -4,6 +4,7 @@
 #![allow(clippy::indexing_slicing)]
 
 use anyhow::{Context, Result};
+use e2e::conversions::{everything, ordinary};
 use e2e::{TOC_DIGEST, base_layer, cluster_with, noise};
 use testkit::cage::{self, Needs};
 use testkit::cluster::{Cluster, ClusterOptions};
@@ -11,74 +12,6 @@ use testkit::containerd::Snapshotter;
 use testkit::image::{Entry, Image, layer};
 use testkit::process::run;
 use testkit::tree;
-
-/// Layers with one of everything that a tar can say, and everything that an upper layer can do to a lower one.
-fn one_of_everything() -> Result<Image> {
-    let folder = "a-name-of-a-folder-that-no-header-of-a-tar-has-room-for/";
-    let deep: Vec<_> = (1..=4).map(|depth| Entry::dir(&folder.repeat(depth))).collect();
-    let mut lower = vec![
-        Entry::dir("etc/").mode(0o711).mtime(1),
-        Entry::file("etc/empty", ""),
-        Entry::file("etc/small", "a few bytes\n").mode(0o600).owner(1000, 2000).mtime(1_000_000_000),
-        Entry::file("etc/at-time-zero", "1970").mtime(0),
-        Entry::file("etc/set-user-id", "#!").mode(0o4755),
-        Entry::file("etc/high-owner", "x").owner(4_000_000, 2_097_151),
-        Entry::file("etc/with-attributes", "x").xattr("user.colour", "blue").xattr("user.empty", ""),
-        Entry::file("etc/with-admin-attribute", "x").xattr("trusted.secret", "never applied"),
-        Entry::file("etc/ping", "x").xattr(
-            "security.capability",
-            [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].to_vec(),
-        ),
-        Entry::dir("tmp/").mode(0o1777),
-        Entry::file("several-chunks", noise(1, 9_000_000)),
-        Entry::file("zeros", vec![0; 5_000_000]),
-        Entry::symlink("relative", "etc/small"),
-        Entry::symlink("absolute", "/etc/small"),
-        Entry::symlink("dangling", &"nowhere/".repeat(20)),
-        // A tar repeats a file's attributes with each of its names.
-        Entry::hardlink("etc/other-name", "etc/small").mode(0o600).owner(1000, 2000).mtime(1_000_000_000),
-        Entry::hardlink("third-name", "etc/small").mode(0o600).owner(1000, 2000).mtime(1_000_000_000),
-        Entry::dir("dev/"),
-        Entry::char_device("dev/null", 1, 3),
-        Entry::block_device("dev/disk", 259, 70_000),
-        Entry::fifo("dev/pipe"),
-        Entry::dir("grüße/"),
-        Entry::file("grüße/こんにちは", "names are bytes\n"),
-        Entry::dir("replaced/"),
-        Entry::file("replaced/old", "old"),
-        Entry::file("file-to-folder", "a file"),
-        Entry::dir("folder-to-file/"),
-        Entry::file("folder-to-file/inside", "x"),
-        Entry::dir("partly/"),
-        Entry::file("partly/stays", "stays"),
-        Entry::file("partly/goes", "goes"),
-        Entry::file("changed", "before"),
-    ];
-    lower.extend(deep);
-    lower.push(Entry::file(&format!("{}deep", folder.repeat(4)), "far down\n"));
-    let lower = layer(&lower)?;
-    let upper = layer(&[
-        Entry::dir("partly/"),
-        Entry::whiteout("partly/goes"),
-        Entry::dir("replaced/"),
-        Entry::opaque("replaced"),
-        Entry::file("replaced/new", "new"),
-        Entry::whiteout("file-to-folder"),
-        Entry::dir("file-to-folder/"),
-        Entry::file("file-to-folder/inside", "a folder now"),
-        Entry::whiteout("folder-to-file"),
-        Entry::file("folder-to-file", "a file now"),
-        Entry::file("changed", "after").mode(0o640),
-        Entry::dir("etc/").mode(0o755).mtime(2),
-    ])?;
-    // A layer that only takes away.
-    let last = layer(&[
-        Entry::dir("partly/"),
-        Entry::whiteout("partly/nothing-of-that-name"),
-        Entry::whiteout("zeros"),
-    ])?;
-    Ok(Image::new(&[base_layer()?, lower, upper, last]))
-}
 
 /// Compares what a lazy mount of `tag` shows with the unpacked original.
 fn assert_same_as_unpacked(cluster: &Cluster, tag: &str) -> Result<()> {
@@ -109,9 +42,9 @@ fn lazily_prepared(cluster: &mut Cluster) -> usize {
 #[test]
 fn the_file_system_seen_lazily_is_the_unpacked_one() {
     cage::test(Needs::Containers, |cage| {
-        let mut cluster = cluster_with(cage, &one_of_everything()?, ClusterOptions::default())?;
+        let mut cluster = cluster_with(cage, &everything()?, ClusterOptions::default())?;
         assert_same_as_unpacked(&cluster, "esgz")?;
-        assert_eq!(lazily_prepared(&mut cluster), 4);
+        assert_eq!(lazily_prepared(&mut cluster), 5);
         Ok(())
     });
 }
@@ -140,11 +73,11 @@ fn the_pull_itself_moves_no_file() {
 #[test]
 fn toc_digests_are_what_ctr_remote_computes() {
     cage::test(Needs::Containers, |cage| {
-        let cluster = cluster_with(cage, &one_of_everything()?, ClusterOptions::default())?;
+        let cluster = cluster_with(cage, &everything()?, ClusterOptions::default())?;
         let containerd = &cluster.machines[0].containerd;
         containerd.pull(&cluster.reference("lab:esgz"), Snapshotter::Overlayfs)?;
         let layers = cluster.layers("lab", "esgz")?;
-        assert_eq!(layers.len(), 4);
+        assert_eq!(layers.len(), 5);
         for layer in layers {
             let computed = run(containerd.ctr_remote().args(["images", "get-toc-digest", &layer.digest]))?;
             let annotated = layer.annotations.get(TOC_DIGEST).context("no annotation")?;
@@ -157,7 +90,7 @@ fn toc_digests_are_what_ctr_remote_computes() {
 #[test]
 fn an_image_that_ctr_remote_converted_mounts_lazily() {
     cage::test(Needs::Containers, |cage| {
-        let mut cluster = cluster_with(cage, &one_of_everything()?, ClusterOptions::default())?;
+        let mut cluster = cluster_with(cage, &Image::new(&ordinary()?), ClusterOptions::default())?;
         let (plain, theirs) = (cluster.reference("lab:plain"), cluster.reference("lab:theirs"));
         // On another host's containerd, so that the node's has nothing of it.
         let host = cluster.network.host("theirs")?;

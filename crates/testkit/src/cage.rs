@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::image::{self, python};
+
 /// Tells a process that it is inside: the folder that is the cage's own.
 const ENVIRONMENT: &str = "PANTALA_CAGE";
 /// When set to `require`, a test that would be skipped fails instead: for machines that must run everything.
@@ -77,6 +79,10 @@ pub enum Needs {
     Registry,
     /// Also containerd, runc, FUSE and `ctr-remote`.
     Containers,
+    /// Also `skopeo` and `umoci`.
+    Tools,
+    /// Also the real Python image, which is made, outside, if it is not in the cache: `debootstrap`, and Debian's packages.
+    Python,
 }
 
 impl Needs {
@@ -89,7 +95,13 @@ impl Needs {
         if self != Self::Network {
             programs.push("docker-registry");
         }
-        if self == Self::Containers {
+        if matches!(self, Self::Tools | Self::Python) {
+            programs.extend(["skopeo", "umoci"]);
+        }
+        if self == Self::Python {
+            programs.push("debootstrap");
+        }
+        if !matches!(self, Self::Network | Self::Registry) {
             programs.extend(["containerd", "ctr", "runc", "ctr-remote"]);
             if !Path::new("/dev/fuse").exists() {
                 return Some("needs /dev/fuse (modprobe fuse)".into());
@@ -98,6 +110,14 @@ impl Needs {
         let absent: Vec<_> = programs.into_iter().filter(|name| find_program(name).is_none()).collect();
         (!absent.is_empty())
             .then(|| format!("needs {} (scripts/setup.sh test installs them)", absent.join(", ")))
+    }
+
+    /// Makes what must be made where the machine's own network is.
+    fn prepare(self) -> Result<()> {
+        if self == Self::Python {
+            python::image(&image::cache(), &|line| println!("{line}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -126,7 +146,8 @@ pub fn test<F: FnOnce(&Cage) -> Result<()>>(needs: Needs, body: F) {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
-    if let Some(reason) = needs.missing() {
+    let missing = needs.missing().or_else(|| needs.prepare().err().map(|error| format!("{error:#}")));
+    if let Some(reason) = missing {
         assert!(std::env::var_os(REQUIRE).is_none_or(|value| value != "require"), "not skipped: {reason}");
         println!("skipped: {reason}");
         return;

@@ -115,6 +115,11 @@ disabled_plugins = [
         self.dir.join("sock")
     }
 
+    /// Where it runs.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// containerd's own namespace that everything of this lab is in.
     pub fn namespace(&self) -> &str {
         &self.namespace
@@ -230,24 +235,49 @@ disabled_plugins = [
         looked
     }
 
-    /// The name of an image's topmost snapshot.
-    fn chain_id(&self, reference: &str) -> Result<String> {
-        let content = |digest: &str| -> Result<Value> {
-            Ok(serde_json::from_str(&run(self.ctr().args(["content", "get", digest]))?)?)
-        };
+    /// A document of containerd's content store.
+    fn document(&self, digest: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&run(self.ctr().args(["content", "get", digest]))?)?)
+    }
+
+    /// The manifest of an image; of an index its first.
+    pub fn manifest(&self, reference: &str) -> Result<Value> {
         let list = run(self.ctr().args(["images", "ls", &format!("name=={reference}")]))?;
         // REF TYPE DIGEST …
         let digest = list.lines().nth(1).and_then(|line| line.split_whitespace().nth(2));
-        let mut manifest = content(digest.with_context(|| format!("containerd has no image {reference}"))?)?;
-        if let Some(digest) = manifest["manifests"][0]["digest"].as_str() {
-            manifest = content(digest)?;
+        let manifest =
+            self.document(digest.with_context(|| format!("containerd has no image {reference}"))?)?;
+        match manifest["manifests"][0]["digest"].as_str() {
+            Some(digest) => self.document(digest),
+            None => Ok(manifest),
         }
-        let config = content(manifest["config"]["digest"].as_str().context("a manifest without a config")?)?;
+    }
+
+    /// The digests of an image's unpacked layers, as its configuration names them.
+    pub fn diff_ids(&self, reference: &str) -> Result<Vec<String>> {
+        let manifest = self.manifest(reference)?;
+        let config = manifest["config"]["digest"].as_str().context("a manifest without a config")?;
+        let config = self.document(config)?;
         let diff_ids = config["rootfs"]["diff_ids"].as_array().context("a config without layers")?;
-        let mut diff_ids = diff_ids.iter().filter_map(Value::as_str);
-        let lowest = diff_ids.next().context("an image without layers")?.to_owned();
+        Ok(diff_ids.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+    }
+
+    /// The name of an image's topmost snapshot.
+    fn chain_id(&self, reference: &str) -> Result<String> {
+        let mut diff_ids = self.diff_ids(reference)?.into_iter();
+        let lowest = diff_ids.next().context("an image without layers")?;
         Ok(diff_ids
             .fold(lowest, |chain, layer| Digest::of(format!("{chain} {layer}").as_bytes()).to_string()))
+    }
+
+    /// Takes in the images of an archive, as `ctr images import` does: unpacked, or their content alone.
+    pub fn import(&self, archive: &Path, unpack: bool) -> Result<()> {
+        let mut command = self.ctr();
+        command.args(["images", "import"]);
+        if !unpack {
+            command.arg("--no-unpack");
+        }
+        run(command.arg(archive)).map(drop)
     }
 
     /// Removes an image and, at once, everything that only it needed.

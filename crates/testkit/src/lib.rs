@@ -12,6 +12,7 @@
 //! * [`containerd`] — one containerd per host, and the two clients that drive it.
 //! * [`image`] — small images made to measure, and a real Python image.
 //! * [`tree`] — two file trees compared, attribute by attribute.
+//! * [`peers`] — other people's converters, where they are built.
 //! * [`node`] — the `pantala` binary: its processes, files and status.
 //! * [`cluster`] — all of it put together.
 
@@ -28,6 +29,7 @@ pub mod image;
 pub mod meter;
 pub mod net;
 pub mod node;
+pub mod peers;
 pub mod process;
 pub mod registry;
 pub mod tree;

@@ -7,6 +7,9 @@
 //! frame of the answer, all frames on the way at the same time, so that throughput does not suffer; a new
 //! connection waits a round trip, as its handshake would.
 
+mod body;
+mod guard;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
@@ -17,22 +20,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use content::{ByteRange, RangeSet};
+use content::RangeSet;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::{Body, Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::net::Host;
 
-/// Frames that are on the way at the same time. A frame is 8 KiB and more, so at 10 ms this is at least 1.6 Gbit/s.
-const ON_THE_WAY: usize = 256;
+use body::{Entry, measured, range_start, shorten};
+
+pub use guard::Guard;
 
 /// How the meter treats everybody.
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,6 +58,8 @@ pub enum Behaviour {
     Stall,
     /// One bit is wrong in every part of a blob that is sent: no range of it arrives right, however it is cut.
     Flip,
+    /// A whole blob is sent as if it ended after so many bytes: its length says so too, and no range begins after them.
+    Short(u64),
 }
 
 /// One answered request.
@@ -130,6 +135,7 @@ pub struct Meter {
 struct State {
     ledger: Mutex<Ledger>,
     behaviour: Mutex<Behaviour>,
+    guard: Mutex<Option<Guard>>,
     started: Instant,
     round_trip: Duration,
     behind: SocketAddr,
@@ -149,6 +155,7 @@ impl Meter {
         let state = Arc::new(State {
             ledger: Mutex::default(),
             behaviour: Mutex::default(),
+            guard: Mutex::default(),
             started: Instant::now(),
             round_trip: options.round_trip,
             behind,
@@ -187,6 +194,16 @@ impl Meter {
         let mut ledger = self.state.ledger.lock().unwrap();
         ledger.resets += 1;
         std::mem::take(&mut ledger.counts)
+    }
+
+    /// From now on only who has a token of this guard gets through.
+    pub fn guard(&self, guard: Guard) {
+        *self.state.guard.lock().unwrap() = Some(guard);
+    }
+
+    /// How many tokens the guard has given out.
+    pub fn tokens(&self) -> u64 {
+        self.state.guard.lock().unwrap().as_ref().map_or(0, Guard::tokens)
     }
 
     /// Changes how it behaves.
@@ -252,12 +269,17 @@ async fn answer(request: Request<Incoming>, state: &Arc<State>, upstream: &Upstr
         status: 0,
         bytes: 0,
     };
-    let answered = match behaviour {
-        Behaviour::Status(code) => Err(StatusCode::from_u16(code).expect("a status")),
-        _ => pass_on(request, state, upstream).await.map_err(|_| StatusCode::BAD_GATEWAY),
+    let refusal = state.guard.lock().unwrap().as_mut().and_then(|guard| guard.judge(&request));
+    let answered = match (refusal, behaviour) {
+        (Some(refusal), _) => Ok(refusal),
+        (None, Behaviour::Status(code)) => Err(StatusCode::from_u16(code).expect("a status")),
+        (None, _) => match pass_on(request, state, upstream).await {
+            Ok(response) => Ok(response.map(|body| body.map_err(io::Error::other).boxed_unsync())),
+            Err(_) => Err(StatusCode::BAD_GATEWAY),
+        },
     };
-    let response = match answered {
-        Ok(response) => response.map(|body| body.map_err(io::Error::other).boxed_unsync()),
+    let mut response = match answered {
+        Ok(response) => response,
         Err(status) => {
             let reason = Full::new(Bytes::from_static(b"the meter has no answer\n"));
             let mut response = Response::new(reason.map_err(|never| match never {}).boxed_unsync());
@@ -269,7 +291,15 @@ async fn answer(request: Request<Incoming>, state: &Arc<State>, upstream: &Upstr
     let offset = if access.status == 206 { range_start(response.headers()) } else { 0 };
     // Only blobs are spoilt: everything else must arrive for a blob to be asked for at all.
     let is_blob = access.method == Method::GET && access.blob().is_some();
-    let behaviour = if is_blob { behaviour } else { Behaviour::Honest };
+    let behaviour = match behaviour {
+        _ if !is_blob => Behaviour::Honest,
+        Behaviour::Short(len) => {
+            let left = shorten(&mut response, offset, len);
+            access.status = response.status().as_u16();
+            Behaviour::Short(left)
+        }
+        _ => behaviour,
+    };
     let entry = Entry::new(Arc::clone(state), access, offset);
     let response = response.map(|body| measured(body, entry, behaviour));
     tokio::time::sleep(state.round_trip / 2).await;
@@ -289,108 +319,8 @@ async fn pass_on(
     Ok(upstream.request(request).await?)
 }
 
-/// A body whose frames are each half a round trip late, as far as they are honest, and are counted as they leave.
-fn measured<B>(mut body: B, entry: Entry, behaviour: Behaviour) -> UnsyncBoxBody<Bytes, io::Error>
-where
-    B: Body<Data = Bytes, Error = io::Error> + Send + Unpin + 'static,
-{
-    if body.is_end_stream() {
-        return Empty::new().map_err(|never| match never {}).boxed_unsync();
-    }
-    let delay = entry.state.round_trip / 2;
-    let (line, arriving) = mpsc::channel(ON_THE_WAY);
-    // Frames are taken in while earlier ones are still on the way. Ends with the body, or when nobody listens.
-    tokio::spawn(async move {
-        while let Some(frame) = body.frame().await {
-            if line.send((Instant::now() + delay, frame)).await.is_err() {
-                return;
-            }
-        }
-    });
-    let stream = futures::stream::unfold(Some((arriving, entry)), move |state| async move {
-        let (mut arriving, mut entry) = state?;
-        match behaviour {
-            Behaviour::Stall => std::future::pending().await,
-            Behaviour::CutAfter(limit) if entry.passed >= limit => {
-                // hyper throws away what it has not written yet when a body fails: let it write first.
-                tokio::task::yield_now().await;
-                return Some((Err(io::Error::other("cut, as the meter was told")), None));
-            }
-            _ => {}
-        }
-        let (due, frame) = arriving.recv().await?;
-        tokio::time::sleep_until(due).await;
-        let mut data = match frame.map(Frame::into_data) {
-            Ok(Ok(data)) => data,
-            Ok(Err(trailers)) => return Some((Ok(trailers), Some((arriving, entry)))),
-            Err(error) => return Some((Err(error), None)),
-        };
-        match behaviour {
-            Behaviour::Flip if !data.is_empty() => {
-                let mut wrong = data.to_vec();
-                wrong[0] ^= 1;
-                data = wrong.into();
-            }
-            Behaviour::CutAfter(limit) => {
-                data.truncate(usize::try_from(limit - entry.passed).unwrap_or(usize::MAX));
-            }
-            _ => {}
-        }
-        entry.add(data.len() as u64);
-        Some((Ok(Frame::data(data)), Some((arriving, entry))))
-    });
-    StreamBody::new(stream).boxed_unsync()
-}
-
-/// The place in the ledger where one answer's bytes are counted.
-struct Entry {
-    state: Arc<State>,
-    access: Access,
-    /// Number of resets when it was entered, and its place among the accesses since then.
-    entered: (u64, usize),
-    /// Where in the blob the next byte is.
-    offset: u64,
-    /// Bytes of this answer that have left.
-    passed: u64,
-}
-
-impl Entry {
-    fn new(state: Arc<State>, access: Access, offset: u64) -> Self {
-        let entered = state.ledger.lock().unwrap().enter(&access);
-        Self { state, access, entered, offset, passed: 0 }
-    }
-
-    fn add(&mut self, bytes: u64) {
-        let mut ledger = self.state.ledger.lock().unwrap();
-        if ledger.resets != self.entered.0 {
-            self.entered = ledger.enter(&self.access);
-        }
-        ledger.counts.accesses[self.entered.1].bytes += bytes;
-        if let Some(digest) = self.access.blob().filter(|_| self.access.method == Method::GET) {
-            let unique = ledger.counts.unique.entry(digest.to_owned()).or_default();
-            unique.insert(ByteRange::at(self.offset, bytes));
-        }
-        self.offset += bytes;
-        self.passed += bytes;
-    }
-}
-
-impl Ledger {
-    fn enter(&mut self, access: &Access) -> (u64, usize) {
-        self.counts.accesses.push(access.clone());
-        (self.resets, self.counts.accesses.len() - 1)
-    }
-}
-
 fn text(headers: &HeaderMap, name: http::HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
-}
-
-/// The first byte of a partial answer: `bytes 100-199/5000`.
-fn range_start(headers: &HeaderMap) -> u64 {
-    text(headers, header::CONTENT_RANGE)
-        .and_then(|value| value.strip_prefix("bytes ")?.split('-').next()?.parse().ok())
-        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -457,10 +387,17 @@ mod tests {
             registry.meter.behave(Behaviour::Flip);
             let flipped = http::get(registry.front(), &path, &[])?.body;
             assert_eq!((flipped.len(), flipped[0] ^ 1), (honest.len(), honest[0]));
+            registry.meter.behave(Behaviour::Short(1000));
+            let short = http::get(registry.front(), &path, &[])?;
+            assert_eq!((short.status, short.body.len(), short.complete), (200, 1000, true));
+            let short = http::get(registry.front(), &path, &[("range", "bytes=400-")])?;
+            assert_eq!((short.status, short.body.len()), (206, 600));
+            assert_eq!(short.header("content-range"), Some("bytes 400-999/1000"));
+            assert_eq!(http::get(registry.front(), &path, &[("range", "bytes=1000-")])?.status, 416);
             registry.meter.behave(Behaviour::Status(503));
             assert_eq!(http::get(registry.front(), &path, &[])?.status, 503);
             registry.meter.behave(Behaviour::Honest);
-            assert_eq!(registry.meter.counts().blob_bytes(), 2 * len + 1000 + 24);
+            assert_eq!(registry.meter.counts().blob_bytes(), 2 * len + 2600 + 24);
             Ok(())
         });
     }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cage::Cage;
 use crate::http;
 use crate::net::Host;
 use crate::process::{Daemon, run, wait_until};
@@ -101,9 +102,13 @@ impl Pantala {
         Ok(Self { binary })
     }
 
-    /// A command line on a host.
+    /// A command line on a host. What it remembers of conversions is the cage's own.
     pub fn on(&self, host: &Host) -> Command {
-        host.command(&self.binary)
+        let mut command = host.command(&self.binary);
+        if let Some(cage) = Cage::current() {
+            command.env("PANTALA_CACHE", cage.dir().join("index"));
+        }
+        command
     }
 
     /// Runs a command line on a host to its end; answers what it printed.

@@ -3,18 +3,25 @@
 //! A small image is a list of layers, a layer a list of [`Entry`]s written as a tar in the order given, so that a
 //! test can say exactly what stands in it, whiteouts and strange entries included. [`python`] makes the real one.
 
+mod archive;
+mod debian;
+mod everything;
 mod programs;
 mod push;
 pub mod python;
 mod rootfs;
 mod tar;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::Result;
 use content::Digest;
 use serde_json::{Value, json};
 
+pub use archive::tar_of_layout;
+pub use debian::cache;
+pub use everything::{often_mistaken, one_of_everything};
 pub use programs::programs;
 pub use push::push_blob;
 pub use rootfs::tar_of_tree;
@@ -31,6 +38,8 @@ pub struct Layer {
     pub diff_id: Digest,
     /// What made it, for the history.
     pub created_by: String,
+    /// What else its descriptor says.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// An image for this machine's platform, ready to be pushed.
@@ -60,7 +69,7 @@ impl Layer {
     /// A blob whose tar is known by its digest.
     pub fn from_parts(bytes: Vec<u8>, diff_id: Digest) -> Self {
         let digest = Digest::of(&bytes);
-        Self { bytes, digest, diff_id, created_by: "pantala lab".into() }
+        Self { bytes, digest, diff_id, created_by: "pantala lab".into(), annotations: BTreeMap::new() }
     }
 
     /// Says what made it.
@@ -111,6 +120,7 @@ impl Image {
                     "mediaType": layer.media_type(),
                     "digest": layer.digest.to_string(),
                     "size": layer.bytes.len(),
+                    "annotations": layer.annotations,
                 })
             })
             .collect();

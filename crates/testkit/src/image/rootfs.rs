@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{major, minor};
 use tar::{Builder, EntryType, Header};
 
-use super::tar::{Entry, append, append_with};
+use super::tar::{Entry, append, append_with, xattr_record};
 use crate::tree::xattrs;
 
 /// Writes everything below `dir` as a tar. Of the paths in `skip`, relative to
@@ -71,6 +71,9 @@ fn write<W: io::Write>(
     let mut attributes = xattrs(file)?;
     let opaque = attributes.iter().any(|(name, value)| name == "trusted.overlay.opaque" && value == b"y");
     attributes.retain(|(name, _)| !name.starts_with("trusted.overlay."));
+    for (name, _) in &mut attributes {
+        *name = xattr_record(name);
+    }
 
     let mut header = Header::new_ustar();
     header.set_mode(metadata.mode() & 0o7777);

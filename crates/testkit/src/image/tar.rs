@@ -16,7 +16,7 @@ pub struct Entry {
     owner: (u64, u64),
     mtime: u64,
     device: (u32, u32),
-    xattrs: Vec<(String, Vec<u8>)>,
+    records: Vec<(String, Vec<u8>)>,
 }
 
 impl Entry {
@@ -31,7 +31,7 @@ impl Entry {
             // 2026-01-01, so that a clock's "now" in its place is noticed.
             mtime: 1_767_225_600,
             device: (0, 0),
-            xattrs: Vec::new(),
+            records: Vec::new(),
         }
     }
 
@@ -105,10 +105,41 @@ impl Entry {
 
     /// With an extended attribute.
     #[must_use]
-    pub fn xattr(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
-        self.xattrs.push((name.into(), value.into()));
+    pub fn xattr(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.record(&xattr_record(name), value)
+    }
+
+    /// With a PAX record before it, whatever that may say.
+    #[must_use]
+    pub fn record(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.records.push((name.into(), value.into()));
         self
     }
+
+    /// A regular file of `len` bytes with holes, as `tar --format=posix --sparse` writes it (PAX sparse 1.0): `parts`
+    /// are what stands between the holes, each at its offset.
+    pub fn sparse(path: &str, len: u64, parts: &[(u64, &[u8])]) -> Self {
+        // The map comes first: how many parts, then offset and length of each, a number a line, to a whole block.
+        let mut data = format!("{}\n", parts.len()).into_bytes();
+        for (offset, bytes) in parts {
+            data.extend_from_slice(format!("{offset}\n{}\n", bytes.len()).as_bytes());
+        }
+        data.resize(data.len().next_multiple_of(512), 0);
+        for (_, bytes) in parts {
+            data.extend_from_slice(bytes);
+        }
+        let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
+        Self::file(&format!("{folder}/GNUSparseFile.0/{name}"), data)
+            .record("GNU.sparse.major", "1")
+            .record("GNU.sparse.minor", "0")
+            .record("GNU.sparse.name", path)
+            .record("GNU.sparse.realsize", len.to_string())
+    }
+}
+
+/// The name of the PAX record for an extended attribute.
+pub(super) fn xattr_record(name: &str) -> String {
+    format!("SCHILY.xattr.{name}")
 }
 
 /// A tar of `entries`.
@@ -120,7 +151,7 @@ pub fn layer(entries: &[Entry]) -> Result<Vec<u8>> {
     Ok(builder.into_inner()?)
 }
 
-/// Writes one entry, extended attributes in PAX records before it.
+/// Writes one entry, its PAX records before it.
 pub(super) fn append<W: io::Write>(builder: &mut Builder<W>, entry: &Entry) -> Result<()> {
     let mut header = Header::new_ustar();
     header.set_entry_type(entry.kind);
@@ -133,7 +164,7 @@ pub(super) fn append<W: io::Write>(builder: &mut Builder<W>, entry: &Entry) -> R
         header.set_device_major(entry.device.0)?;
         header.set_device_minor(entry.device.1)?;
     }
-    append_with(builder, header, &entry.path, entry.link.as_deref(), &entry.xattrs, entry.data.as_slice())
+    append_with(builder, header, &entry.path, entry.link.as_deref(), &entry.records, entry.data.as_slice())
 }
 
 /// Writes an entry from its header. Long names go into PAX records by the builder.
@@ -142,13 +173,12 @@ pub(super) fn append_with<W: io::Write>(
     mut header: Header,
     path: &str,
     link: Option<&str>,
-    xattrs: &[(String, Vec<u8>)],
+    records: &[(String, Vec<u8>)],
     data: impl io::Read,
 ) -> Result<()> {
-    let names: Vec<_> = xattrs.iter().map(|(name, _)| format!("SCHILY.xattr.{name}")).collect();
-    if !xattrs.is_empty() {
-        let records = names.iter().map(String::as_str).zip(xattrs.iter().map(|(_, value)| value.as_slice()));
-        builder.append_pax_extensions(records)?;
+    if !records.is_empty() {
+        builder
+            .append_pax_extensions(records.iter().map(|(name, value)| (name.as_str(), value.as_slice())))?;
     }
     match link {
         Some(link) => builder.append_link(&mut header, path, link)?,

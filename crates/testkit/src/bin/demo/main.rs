@@ -27,9 +27,9 @@ pub struct Arguments {
     /// The binary to show [default: `pantala` beside this program]
     #[arg(long, value_name = "FILE")]
     pantala: Option<PathBuf>,
-    /// Where the image is kept for the next time
-    #[arg(long, value_name = "DIR", env = "PANTALA_DEMO_CACHE", default_value = "target/demo/cache")]
-    cache: PathBuf,
+    /// Where the image is kept for the next time [default: pantala-lab in the user's cache folder]
+    #[arg(long, value_name = "DIR", env = "PANTALA_LAB_CACHE")]
+    cache: Option<PathBuf>,
     /// Where the figures are written
     #[arg(long, value_name = "FILE", default_value = "target/demo/report.json")]
     report: PathBuf,
@@ -58,8 +58,7 @@ fn outside(arguments: &Arguments) -> Result<ExitCode> {
     }
     locate(arguments)?;
     survive_interrupt()?;
-    std::fs::create_dir_all(&arguments.cache)?;
-    python::image(&std::path::absolute(&arguments.cache)?, &|line| flow::say(start, line))?;
+    python::image(&cache(arguments)?, &|line| flow::say(start, line))?;
     let again: Vec<_> = std::env::args_os().skip(1).collect();
     let status = cage::run_self(&again)?;
     if status.code() == Some(130) {
@@ -69,7 +68,7 @@ fn outside(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn inside(cage: &Cage, arguments: &Arguments) -> Result<ExitCode> {
-    let image = python::image(&std::path::absolute(&arguments.cache)?, &|_| {})?;
+    let image = python::image(&cache(arguments)?, &|_| {})?;
     let report = flow::run(cage, &locate(arguments)?, &image)?;
     print!("{}", report.table());
     write(&arguments.report, &report.json())?;
@@ -80,6 +79,10 @@ fn inside(cage: &Cage, arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     bail!("not kept:\n  {}", broken.join("\n  "))
+}
+
+fn cache(arguments: &Arguments) -> Result<PathBuf> {
+    Ok(std::path::absolute(arguments.cache.clone().unwrap_or_else(testkit::image::cache))?)
 }
 
 fn locate(arguments: &Arguments) -> Result<Pantala> {

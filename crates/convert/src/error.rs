@@ -1,19 +1,15 @@
-//! Why an image could not be converted or looked into, and what to do about it.
+//! Why an image could not be converted, and what to do about it.
 
 use std::path::PathBuf;
 
 use content::{Digest, ReadError};
 use estargz::BuildError;
-use registry::RegistryError;
 
 use crate::place::PlaceError;
 
-/// A failed conversion or inspection.
+/// A failed conversion.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
-    /// A conversation with a registry failed; the message says how to go on.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
     /// A place could not be read or written.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -118,6 +114,7 @@ pub enum ConvertError {
     Interrupted,
 }
 
-fn list(available: &[String]) -> String {
+/// Platforms, for a message.
+pub(crate) fn list(available: &[String]) -> String {
     if available.is_empty() { "none that is told".to_owned() } else { available.join(", ") }
 }

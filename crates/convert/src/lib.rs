@@ -32,6 +32,7 @@ mod progress;
 mod report;
 mod reuse;
 mod table;
+mod tail;
 mod toc_image;
 mod verify;
 

@@ -22,7 +22,7 @@ use crate::plan::{document, to_bytes};
 pub(crate) const SUFFIX: &str = "-esgztoc";
 
 /// Annotation with the digest of the layer that a TOC describes.
-const LAYER_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
+pub(crate) const LAYER_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
 
 /// Largest layer of a TOC image that is read, in bytes: a TOC for millions of files.
 const MAX_LAYER: u64 = 256 << 20;

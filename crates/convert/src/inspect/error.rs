@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use content::{Digest, ReadError};
 
+use crate::error::list;
 use crate::place::PlaceError;
 
 /// A failed look at an image. What is wrong with a layer itself is no failure but part of the report.
@@ -102,8 +103,4 @@ impl LookError {
             _ => Self::Temporary { dir, reason },
         }
     }
-}
-
-fn list(available: &[String]) -> String {
-    if available.is_empty() { "none that is told".to_owned() } else { available.join(", ") }
 }

@@ -2,27 +2,20 @@
 
 use std::sync::Arc;
 
-use content::{BlobSource, ByteRange, Digest, Urgency};
+use content::Digest;
 use estargz::footer::FooterError;
-use estargz::{BlobKind, TailError, TailState, open_tail, read_toc_layer};
+use estargz::{BlobKind, TailError, TailState, read_toc_layer};
 use registry::{Descriptor, Index, Manifest, media_type};
 use tokio::sync::OnceCell;
 
 use super::error::LookError;
 use super::image::document;
 use crate::place::ImageSource;
-
-/// How much of a layer's end is fetched at first: the TOC of some four thousand files.
-pub(crate) const TAIL: u64 = 256 * 1024;
+use crate::tail::{End, read_end};
+use crate::toc_image::{LAYER_ANNOTATION, SUFFIX};
 
 /// Largest blob of a TOC image that is read: as large as a TOC in a layer may be.
 const MAX_TOC_LAYER: u64 = 512 << 20;
-
-/// What the image beside `<name>` is called that has its external TOCs.
-const TOC_IMAGE_SUFFIX: &str = "-esgztoc";
-
-/// Annotation of a TOC image's layer: the digest of the layer that the TOC is of.
-const LAYER_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
 
 /// A table of contents, and what it cost to find it.
 #[derive(Clone, Debug)]
@@ -74,7 +67,7 @@ impl<'a> ExternalTocs<'a> {
             return Ok(None);
         };
         let wanted = layer.to_string();
-        let is_it = |it: &&Descriptor| it.annotation(LAYER_DIGEST_ANNOTATION) == Some(wanted.as_str());
+        let is_it = |it: &&Descriptor| it.annotation(LAYER_ANNOTATION) == Some(wanted.as_str());
         let Some(descriptor) = layers.iter().find(is_it) else { return Ok(None) };
         let blob = image.document(descriptor, MAX_TOC_LAYER).await?;
         let json = read_toc_layer(&blob);
@@ -82,7 +75,7 @@ impl<'a> ExternalTocs<'a> {
     }
 
     async fn open(&self) -> Result<Option<TocImage>, LookError> {
-        let Some(image) = self.source.sibling(TOC_IMAGE_SUFFIX).await? else { return Ok(None) };
+        let Some(image) = self.source.sibling(SUFFIX).await? else { return Ok(None) };
         let (root, bytes) = image.root().await?;
         let mut layers = Vec::new();
         if media_type::is_index(&root.media_type) {
@@ -106,20 +99,10 @@ pub(crate) async fn find_toc(
     layer: &Descriptor,
     external: &ExternalTocs<'_>,
 ) -> Result<Found, LookError> {
-    let failed = |reason| LookError::Read { digest: layer.digest, reason };
-    let blob: Arc<dyn BlobSource> = source.ranges(layer).await?;
-    let len = blob.len();
-    let (mut fetched, mut requests) = (len.min(TAIL), 1);
-    let tail = ByteRange::new(len - fetched, len);
-    let bytes = blob.read(tail, Urgency::Blocking).await.map_err(failed)?;
-    let mut state = open_tail(&bytes, len);
-    if let Ok(TailState::NeedMore { from }) = state {
-        // What is here already is not fetched again.
-        let more = blob.read(ByteRange::new(from, tail.start), Urgency::Blocking).await.map_err(failed)?;
-        fetched += more.len() as u64;
-        requests += 1;
-        state = open_tail(&[more, bytes].concat(), len);
-    }
+    let blob = source.ranges(layer).await?;
+    let end = read_end(&*blob).await;
+    let End { state, fetched, requests } =
+        end.map_err(|reason| LookError::Read { digest: layer.digest, reason })?;
     Ok(match state {
         Ok(TailState::Toc { json, toc_offset, digest, compressed_digest, kind }) => {
             let payload_end = toc_offset;
@@ -138,7 +121,7 @@ pub(crate) async fn find_toc(
             })),
             Some(Err(problem)) => Found::Broken(format!("external {problem}")),
             None => Found::Broken(format!(
-                "its table of contents is kept in an image with the suffix {TOC_IMAGE_SUFFIX:?}, which is not there or \
+                "its table of contents is kept in an image with the suffix {SUFFIX:?}, which is not there or \
                  does not have it"
             )),
         },

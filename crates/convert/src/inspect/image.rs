@@ -8,10 +8,8 @@ use serde_json::Value;
 
 use super::error::LookError;
 use crate::place::ImageSource;
+use crate::plan::MAX_CONFIG;
 use crate::platform::{self, PlatformSpec};
-
-/// Largest config that is read, in bytes. Registries take no larger manifests either.
-const MAX_CONFIG: u64 = 4 << 20;
 
 /// One image.
 #[derive(Clone, Debug)]

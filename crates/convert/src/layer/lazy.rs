@@ -1,17 +1,12 @@
 //! Whether a layer can be mounted lazily already. What the manifest promises is held against the blob's own
 //! end, so that no layer is kept that a mount would refuse.
 
-use content::{ByteRange, Urgency};
-use estargz::{
-    BlobKind, Format, Landmark, TOC_DIGEST_ANNOTATION, TailState, Toc, TocLimits, TocPlace, open_tail,
-};
+use estargz::{BlobKind, Format, Landmark, TOC_DIGEST_ANNOTATION, TailState, Toc, TocLimits, TocPlace};
 use registry::Descriptor;
 
 use crate::error::ConvertError;
 use crate::place::ImageSource;
-
-/// How much of a layer's end is read at first: the TOC of some four thousand files.
-const TAIL: u64 = 256 * 1024;
+use crate::tail::read_end;
 
 /// Annotation by which containers/storage pins a TOC.
 const PODMAN_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
@@ -44,19 +39,13 @@ pub(super) async fn probe(
     if (pinned.is_none() && podman.is_none()) || layer.size == 0 {
         return Ok(None);
     }
-    let failed = |reason| ConvertError::Read { digest: layer.digest, reason };
     let blob = source.ranges(layer).await?;
-    let mut from = layer.size.saturating_sub(TAIL);
-    let state = loop {
-        let range = ByteRange::new(from, layer.size);
-        let tail = blob.read(range, Urgency::Blocking).await.map_err(failed)?;
-        match open_tail(&tail, layer.size) {
-            Ok(TailState::NeedMore { from: earlier }) if earlier < from => from = earlier,
-            Ok(state) => break state,
-            Err(reason) => {
-                tracing::debug!(layer = %layer.digest, %reason, "converting a layer that only claims to be lazy");
-                return Ok(None);
-            }
+    let end = read_end(&*blob).await;
+    let state = match end.map_err(|reason| ConvertError::Read { digest: layer.digest, reason })?.state {
+        Ok(state) => state,
+        Err(reason) => {
+            tracing::debug!(layer = %layer.digest, %reason, "converting a layer that only claims to be lazy");
+            return Ok(None);
         }
     };
     Ok(match state {

@@ -1,7 +1,6 @@
 //! What the tests of this crate share.
 
-// Each test binary uses a part.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod model;
 pub mod mounted;

@@ -68,6 +68,12 @@ pub trait BlobSource: Send + Sync {
         self.len() == 0
     }
 
+    /// Bytes come in multiples of so many: whoever reads a part of such a piece is sent all of it, and the rest
+    /// costs nothing.
+    fn unit(&self) -> u64 {
+        1
+    }
+
     /// Reads `range`, and tells the costliest place that any of its bytes came from.
     ///
     /// # Errors
@@ -167,6 +173,12 @@ pub trait Origin: Send + Sync {
 
     /// Streams `range` by one request, bytes as they arrive.
     fn stream(self: Arc<Self>, range: ByteRange, urgency: Urgency) -> ByteStream;
+
+    /// Told by a reader that the bytes of `range` are not what they must be: where they came from is asked last
+    /// from now on. An origin that is one place only has nothing to do.
+    async fn reject(&self, range: ByteRange) {
+        let _ = range;
+    }
 }
 
 /// An opened blob.
@@ -247,6 +259,10 @@ impl BlobSource for DirectBlob {
             Ok(()) => Arc::clone(&self.origin).stream(range, urgency),
             Err(error) => futures::stream::iter([Err(error)]).boxed(),
         }
+    }
+
+    async fn reject(&self, range: ByteRange) {
+        self.origin.reject(range).await;
     }
 }
 

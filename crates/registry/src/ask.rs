@@ -94,27 +94,25 @@ impl Inner {
 
     /// Mirrors that are not put aside, in order, then the registry itself.
     pub(crate) fn endpoints(&self, registry: &str, need: Need) -> Result<Vec<Endpoint>, RegistryError> {
-        Ok(self.with_mirrors(registry, self.base(registry)?, need, false))
+        Ok(self.with_mirrors(registry, self.base(registry)?, need).0)
     }
 
-    /// The mirrors of `registry` before `origin`; also those that are put aside if `all`.
+    /// The mirrors of `registry` before `origin`, and those that are put aside.
     pub(crate) fn with_mirrors(
         &self,
         registry: &str,
         origin: Endpoint,
         need: Need,
-        all: bool,
-    ) -> Vec<Endpoint> {
+    ) -> (Vec<Endpoint>, Vec<Endpoint>) {
         let now = Instant::now();
         let mirrors = self.hosts.mirrors(registry).iter();
         let mirrors = mirrors.filter_map(|mirror| Endpoint::mirror(registry, mirror));
-        let mut endpoints: Vec<Endpoint> = mirrors
-            .filter(|endpoint| endpoint.can(need) && (all || !self.aside.is_aside(endpoint, now)))
-            .collect();
+        let (mut endpoints, aside): (Vec<Endpoint>, Vec<Endpoint>) =
+            mirrors.filter(|endpoint| endpoint.can(need)).partition(|one| self.aside.admits(one, now));
         if origin.can(need) {
             endpoints.push(origin);
         }
-        endpoints
+        (endpoints, aside)
     }
 
     /// The time limit for the head of an answer: what is configured may only shorten it.
@@ -188,6 +186,7 @@ impl Inner {
             trust: ask.trust,
             tls: if is_own { Arc::clone(&ask.endpoint.tls) } else { Arc::default() },
             follow: ask.follow,
+            anew: ask.endpoint.anew,
             timeout: ask.timeout,
         };
         self.transport.send(request, self.upstreams.as_deref()).await

@@ -276,6 +276,7 @@ async fn fetch_token(
         body,
         trust: Trust::UpTo(errand.reach),
         tls: Arc::clone(&errand.tls),
+        anew: false,
         timeout: Patience::control().answer,
     };
     let response = client.transport.send(request, client.upstreams.as_deref()).await?;

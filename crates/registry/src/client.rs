@@ -19,6 +19,7 @@ use crate::hosts::{Aside, Endpoint, HostsConfig, Need, registry_of};
 use crate::manifest::Descriptor;
 use crate::manifest::media_type::is_schema_1;
 use crate::origin::{Asker, RegistryBlob};
+use crate::pace::Pace;
 use crate::pools::Pools;
 use crate::proxies::Proxies;
 use crate::reference::{DOCKER_HUB, Reference};
@@ -70,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) transport: Arc<Transport>,
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) aside: Arc<Aside>,
+    pub(crate) pace: Arc<Pace>,
     pub(crate) hosts: HostsConfig,
     pub(crate) credentials: CredentialSource,
     pub(crate) upstreams: Option<Arc<Upstreams>>,
@@ -97,6 +99,7 @@ impl Client {
                 )),
                 tokens: Arc::default(),
                 aside: Arc::default(),
+                pace: Arc::default(),
                 hosts: config.hosts,
                 credentials: config.credentials,
                 upstreams: config.upstreams.map(Arc::new),
@@ -114,6 +117,7 @@ impl Client {
             transport: Arc::clone(&old.transport),
             tokens: Arc::clone(&old.tokens),
             aside: Arc::clone(&old.aside),
+            pace: Arc::clone(&old.pace),
             hosts: old.hosts.clone(),
             credentials: old.credentials.clone(),
             upstreams: old.upstreams.clone(),

@@ -1,7 +1,10 @@
 //! The bytes of one range as they arrive, over as many requests as it takes.
 
+use std::pin::pin;
+
 use bytes::Bytes;
 use content::{ByteRange, Urgency};
+use futures::future::Either;
 use http::StatusCode;
 use tokio::time::Instant;
 
@@ -21,8 +24,6 @@ pub(crate) struct Fetch {
     patience: Patience,
     retry: Retry,
     body: Option<Body>,
-    /// Whether a round over all hosts has failed, so that mirrors put aside are worth a try.
-    desperate: bool,
 }
 
 /// The answer that is being read.
@@ -35,10 +36,17 @@ struct Body {
     left: u64,
 }
 
+/// What came of waiting for the next part of a body.
+enum Part {
+    Came(Result<Option<Bytes>, RegistryError>),
+    /// Another answer, for what is left.
+    Elsewhere(Box<Body>),
+}
+
 impl Fetch {
     pub(crate) fn new(blob: &RegistryBlob, range: ByteRange, urgency: Urgency) -> Self {
         let patience = blob.client().inner.patience(Patience::of(urgency));
-        Self { rest: range, patience, retry: Retry::new(patience), body: None, desperate: false }
+        Self { rest: range, patience, retry: Retry::new(patience), body: None }
     }
 
     /// The next bytes; `None` after the last.
@@ -47,18 +55,27 @@ impl Fetch {
         while !self.rest.is_empty() {
             let mut body = match self.body.take() {
                 Some(body) => body,
-                None => self.open(blob, &doing).await?,
+                None => self.open(blob, &doing, None).await?,
             };
-            let error = match next_chunk(&doing, &mut body.response, self.patience.answer).await {
+            let part = match self.part(blob, &doing, &mut body).await? {
+                Part::Came(part) => part,
+                Part::Elsewhere(other) => {
+                    self.body = Some(*other);
+                    continue;
+                }
+            };
+            let error = match part {
                 Ok(Some(chunk)) => {
                     let bytes = body.take(chunk);
+                    let part = ByteRange::at(self.rest.start, bytes.len() as u64);
+                    blob.served(part, &body.endpoint);
                     if body.left > 0 {
                         self.body = Some(body);
                     }
                     if bytes.is_empty() {
                         continue;
                     }
-                    self.rest.start += bytes.len() as u64;
+                    self.rest.start = part.end;
                     self.retry.progressed();
                     return Ok(Some(bytes));
                 }
@@ -77,27 +94,61 @@ impl Fetch {
         Ok(None)
     }
 
-    /// An answer that holds the next bytes, from whichever host gives one.
-    async fn open(&mut self, blob: &RegistryBlob, doing: &str) -> Result<Body, RegistryError> {
-        let inner = &blob.client().inner;
-        loop {
-            let mut last = None;
-            for endpoint in blob.endpoints(self.desperate)? {
-                match self.open_at(blob, doing, endpoint.clone()).await {
-                    Ok(body) => return Ok(body),
-                    Err(error) => {
-                        if matches!(error, RegistryError::Corrupt { .. }) {
-                            inner.aside.failed(&endpoint, Instant::now());
-                        }
-                        tracing::debug!(%error, "asking elsewhere or again");
-                        last = Some(error);
-                    }
-                }
-            }
-            self.desperate = true;
-            let error = last.unwrap_or_else(|| no_hosts(blob.registry(), Need::Pull));
-            self.retry.pause(inner.transport.counters(), error).await?;
+    /// The next part of a body. If it does not come soon, the rest is asked for elsewhere as well, and what
+    /// comes first is taken: a frozen host is not waited for, and a slow one is not cut off.
+    async fn part(&self, blob: &RegistryBlob, doing: &str, body: &mut Body) -> Result<Part, RegistryError> {
+        let endpoint = body.endpoint.clone();
+        let mut part = pin!(next_chunk(doing, &mut body.response, self.patience.answer));
+        let soon = tokio::time::timeout(self.patience.answer / 5, &mut part).await;
+        if let Ok(came) = soon {
+            return Ok(Part::Came(came));
         }
+        let inner = &blob.client().inner;
+        inner.transport.counters().hedged();
+        let other = pin!(self.open_once(blob, doing, Some(&endpoint)));
+        match futures::future::select(part, other).await {
+            Either::Left((came, _)) => Ok(Part::Came(came)),
+            Either::Right((Ok(other), _)) => {
+                inner.aside.failed(&endpoint, Instant::now());
+                Ok(Part::Elsewhere(Box::new(other)))
+            }
+            Either::Right((Err(_), part)) => Ok(Part::Came(part.await)),
+        }
+    }
+
+    /// An answer that holds the next bytes, from whichever host gives one.
+    async fn open(
+        &mut self,
+        blob: &RegistryBlob,
+        doing: &str,
+        silent: Option<&Endpoint>,
+    ) -> Result<Body, RegistryError> {
+        loop {
+            match self.open_once(blob, doing, silent).await {
+                Ok(body) => return Ok(body),
+                Err(error) => self.retry.pause(blob.client().inner.transport.counters(), error).await?,
+            }
+        }
+    }
+
+    /// The same, if one of them gives it now.
+    async fn open_once(
+        &self,
+        blob: &RegistryBlob,
+        doing: &str,
+        silent: Option<&Endpoint>,
+    ) -> Result<Body, RegistryError> {
+        let inner = &blob.client().inner;
+        let endpoints = blob.endpoints(silent)?;
+        let ask = |endpoint: Endpoint| async move {
+            let opened = self.open_at(blob, doing, endpoint.clone()).await;
+            if matches!(opened, Err(RegistryError::Corrupt { .. })) {
+                inner.aside.failed(&endpoint, Instant::now());
+            }
+            opened
+        };
+        let opened = inner.race(&endpoints, self.patience.answer, ask).await?;
+        opened.ok_or_else(|| no_hosts(blob.registry(), Need::Pull))
     }
 
     async fn open_at(

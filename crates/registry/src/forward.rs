@@ -60,6 +60,7 @@ impl Client {
             trust: if request.configured { Trust::Configured } else { Trust::Named },
             tls: self.inner.tls_of(&url, request.insecure),
             follow: request.follow,
+            anew: false,
             timeout: request.timeout,
         };
         let response = self.inner.transport.send(send, self.inner.upstreams.as_deref()).await?;

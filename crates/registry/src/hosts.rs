@@ -23,6 +23,8 @@ const DEFAULT: &str = "_default";
 /// How long a mirror is put aside after its first failure; doubles up to [`LONGEST_ASIDE`].
 const FIRST_ASIDE: Duration = Duration::from_secs(5);
 const LONGEST_ASIDE: Duration = Duration::from_mins(1);
+/// How long the others wait for the one request that finds out whether a host is well again.
+const PROBE: Duration = Duration::from_secs(2);
 /// Hosts that are remembered as failing. More than any configuration has mirrors.
 const MAX_ASIDE: usize = 256;
 
@@ -176,6 +178,8 @@ pub(crate) struct Endpoint {
     pub timeout: Option<Duration>,
     pub tls: Arc<Tls>,
     pub capabilities: Capabilities,
+    /// Over a new connection, whatever connections there are.
+    pub anew: bool,
 }
 
 impl Endpoint {
@@ -190,6 +194,7 @@ impl Endpoint {
             timeout: None,
             tls,
             capabilities: Capabilities::ALL,
+            anew: false,
         }
     }
 
@@ -236,6 +241,11 @@ impl Endpoint {
             endpoint.namespace = Some(registry.to_owned());
         }
         endpoint
+    }
+
+    /// The same place over a new connection.
+    pub(crate) fn anew(&self) -> Self {
+        Self { anew: true, ..self.clone() }
     }
 
     pub(crate) const fn is_mirror(&self) -> bool {
@@ -303,7 +313,15 @@ pub(crate) fn registry_of(base: &Url) -> String {
 
 /// Mirrors that failed a short time ago.
 #[derive(Debug, Default)]
-pub(crate) struct Aside(Mutex<HashMap<String, (Instant, Duration)>>);
+pub(crate) struct Aside(Mutex<HashMap<String, Failing>>);
+
+#[derive(Debug)]
+struct Failing {
+    until: Instant,
+    span: Duration,
+    /// Somebody is finding out whether it is well again.
+    is_probed: bool,
+}
 
 impl Aside {
     /// `endpoint` did not do what it should at `now`.
@@ -313,13 +331,15 @@ impl Aside {
         }
         let mut aside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if aside.len() >= MAX_ASIDE {
-            aside.retain(|_, (until, _)| *until > now);
+            aside.retain(|_, failing| failing.until > now);
         }
-        let entry = aside.entry(endpoint.authority()).or_insert((now, FIRST_ASIDE / 2));
+        let fresh = Failing { until: now, span: FIRST_ASIDE / 2, is_probed: false };
+        let failing = aside.entry(endpoint.authority()).or_insert(fresh);
         // Requests that were under way together are one failure.
-        if entry.0 <= now {
-            entry.1 = (entry.1 * 2).min(LONGEST_ASIDE);
-            entry.0 = now + entry.1;
+        if failing.until <= now || failing.is_probed {
+            failing.span = (failing.span * 2).min(LONGEST_ASIDE);
+            failing.until = now + failing.span;
+            failing.is_probed = false;
         }
     }
 
@@ -329,12 +349,20 @@ impl Aside {
         }
     }
 
-    pub(crate) fn is_aside(&self, endpoint: &Endpoint, now: Instant) -> bool {
+    /// Whether `endpoint` is asked before others. When its time aside is over, one request finds out for all
+    /// whether it is well again: for a moment the next ones still go elsewhere first.
+    pub(crate) fn admits(&self, endpoint: &Endpoint, now: Instant) -> bool {
         if !endpoint.is_mirror() {
+            return true;
+        }
+        let mut aside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(failing) = aside.get_mut(&endpoint.authority()) else { return true };
+        if failing.until > now {
             return false;
         }
-        let aside = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        aside.get(&endpoint.authority()).is_some_and(|(until, _)| *until > now)
+        failing.until = now + PROBE;
+        failing.is_probed = true;
+        true
     }
 }
 
@@ -376,17 +404,18 @@ mod tests {
         let mirror = Endpoint::mirror("docker.io", &mirror).unwrap();
         let aside = Aside::default();
         let start = Instant::now();
-        assert!(!aside.is_aside(&mirror, start));
+        assert!(aside.admits(&mirror, start));
         aside.failed(&mirror, start);
         aside.failed(&mirror, start);
-        assert!(aside.is_aside(&mirror, start));
+        assert!(!aside.admits(&mirror, start));
         let later = start + FIRST_ASIDE;
-        assert!(!aside.is_aside(&mirror, later), "two failures at once are one");
+        assert!(aside.admits(&mirror, later), "two failures at once are one");
+        assert!(!aside.admits(&mirror, later), "one request finds out");
         aside.failed(&mirror, later);
-        assert!(aside.is_aside(&mirror, later + FIRST_ASIDE));
-        assert!(!aside.is_aside(&mirror, later + FIRST_ASIDE * 2));
-        aside.failed(&mirror, later + FIRST_ASIDE * 2);
+        assert!(!aside.admits(&mirror, later + FIRST_ASIDE));
+        assert!(aside.admits(&mirror, later + FIRST_ASIDE * 2));
+        aside.failed(&mirror, later + FIRST_ASIDE * 4);
         aside.answered(&mirror);
-        assert!(!aside.is_aside(&mirror, later + FIRST_ASIDE * 2));
+        assert!(aside.admits(&mirror, later + FIRST_ASIDE * 4));
     }
 }

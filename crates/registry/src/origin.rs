@@ -3,7 +3,8 @@
 //! A read is one ranged request. Around it stands what makes it dependable:
 //!
 //! * **Hosts.** Mirrors are tried in order, then the registry, anew for each request; whatever fails with
-//!   something that another host may not fail with is left for the next one.
+//!   something that another host may not fail with is left for the next one, and whoever is silent for longer than
+//!   it should be has company ([`crate::race`]).
 //! * **Resumption.** A body that breaks is gone on with where it broke, perhaps at another host.
 //! * **Doubt.** A server may ignore `Range` and send the whole blob (the part is cut out of it), send less
 //!   than it was asked for (the rest is asked for again), or contradict what is known of the blob's length
@@ -13,6 +14,7 @@
 
 mod tail;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +41,8 @@ use crate::upstreams::name_of;
 /// How long a redirect's target is used before the registry is asked again. Registries sign such URLs for
 /// ten minutes and more.
 const REDIRECT_LIFE: Duration = Duration::from_mins(4);
+/// Answers whose host is remembered: more than are under way at once.
+const SERVED: usize = 64;
 /// Room made for a read in advance; longer ones grow as bytes come.
 const READ_CAPACITY: u64 = 8 << 20;
 
@@ -60,6 +64,8 @@ pub(crate) struct RegistryBlob {
     len: OnceLock<u64>,
     asker: Asker,
     found: Mutex<Option<Found>>,
+    /// Which host the last answers came from.
+    served: Mutex<VecDeque<(ByteRange, String)>>,
 }
 
 /// Where a host redirected to.
@@ -95,6 +101,7 @@ impl RegistryBlob {
             len,
             asker,
             found: Mutex::default(),
+            served: Mutex::default(),
         })
     }
 
@@ -110,13 +117,35 @@ impl RegistryBlob {
         format!("reading {} of {}/{}", self.digest, self.registry, self.repository)
     }
 
-    /// Where to ask, in order. After a failed round, mirrors that were put aside are asked as well.
-    pub(crate) fn endpoints(&self, all: bool) -> Result<Vec<Endpoint>, RegistryError> {
+    /// Where to ask, in order: mirrors that failed a short time ago are last, who sent wrong bytes of this blob
+    /// still behind them, and `silent`, who does not go on with an answer, at the very end.
+    pub(crate) fn endpoints(&self, silent: Option<&Endpoint>) -> Result<Vec<Endpoint>, RegistryError> {
         let origin = self.origin.clone()?;
         if !self.asker.mirrors {
             return Ok(vec![origin]);
         }
-        Ok(self.client.inner.with_mirrors(&self.registry, origin, Need::Pull, all))
+        let inner = &self.client.inner;
+        let (mut endpoints, mut aside) = inner.with_mirrors(&self.registry, origin, Need::Pull);
+        endpoints.append(&mut aside);
+        if endpoints.len() > 1 {
+            endpoints.sort_by_cached_key(|endpoint| {
+                let is_silent = silent.is_some_and(|silent| silent.base == endpoint.base);
+                (is_silent, inner.pace.has_lied(&endpoint.authority(), self.digest))
+            });
+        }
+        Ok(endpoints)
+    }
+
+    /// Notes which host `range` came from, in case it turns out to be wrong.
+    pub(crate) fn served(&self, range: ByteRange, endpoint: &Endpoint) {
+        if !self.asker.mirrors || self.client.inner.hosts.mirrors(&self.registry).is_empty() {
+            return;
+        }
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if served.len() >= SERVED {
+            served.pop_front();
+        }
+        served.push_back((range, endpoint.authority()));
     }
 
     /// Takes a length that a server told.
@@ -143,7 +172,10 @@ impl RegistryBlob {
         if let Some(range) = range.and_then(|range| HeaderValue::from_str(range).ok()) {
             headers.insert(RANGE, range);
         }
-        if let Some(response) = self.get_found(doing, endpoint, &headers, patience).await {
+        // A new connection is wanted when something is frozen: perhaps what was found.
+        if !endpoint.anew
+            && let Some(response) = self.get_found(doing, endpoint, &headers, patience).await
+        {
             return Ok(response);
         }
         let response = self.ask(doing, endpoint, Method::GET, headers, patience).await?;
@@ -200,6 +232,7 @@ impl RegistryBlob {
             trust: Trust::UpTo(found.reach),
             tls: Arc::default(),
             follow: false,
+            anew: false,
             timeout: self.client.inner.timeout(endpoint, patience.answer),
         };
         let inner = &self.client.inner;
@@ -276,6 +309,13 @@ impl Origin for RegistryBlob {
             bytes.extend_from_slice(&chunk);
         }
         Ok(bytes.freeze())
+    }
+
+    async fn reject(&self, range: ByteRange) {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, host) in served.iter().filter(|(other, _)| !other.intersect(&range).is_empty()) {
+            self.client.inner.pace.lied(host, self.digest);
+        }
     }
 
     fn stream(self: Arc<Self>, range: ByteRange, urgency: Urgency) -> ByteStream {

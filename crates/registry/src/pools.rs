@@ -28,6 +28,8 @@ pub(crate) struct Way {
     pub ceiling: Zone,
     pub tls: Arc<Tls>,
     pub proxy: Option<Url>,
+    /// A connection for each request: for when those that are kept may be dead.
+    pub anew: bool,
 }
 
 /// The pools.
@@ -77,7 +79,7 @@ impl Pools {
                 .no_proxy()
                 .tcp_nodelay(true)
                 .connect_timeout(CONNECT_TIMEOUT)
-                .pool_max_idle_per_host(IDLE_PER_HOST)
+                .pool_max_idle_per_host(if way.anew { 0 } else { IDLE_PER_HOST })
                 .http2_initial_stream_window_size(STREAM_WINDOW)
                 .http2_initial_connection_window_size(CONNECTION_WINDOW)
                 .tls_danger_accept_invalid_certs(way.tls.skip_verify)

@@ -64,6 +64,8 @@ pub(crate) struct Retry {
     unreachable_limit: u32,
     /// Answers in a row that were wrong. Waiting mends a broken host, not a wrong one.
     wrong: u32,
+    /// No wait is longer: who has little time looks often.
+    longest: Duration,
 }
 
 impl Retry {
@@ -75,6 +77,7 @@ impl Retry {
             unreachable: 0,
             unreachable_limit: patience.unreachable,
             wrong: 0,
+            longest: (patience.total / 20).clamp(FIRST_WAIT * 4, LONGEST_WAIT),
         }
     }
 
@@ -115,7 +118,7 @@ impl Retry {
             Some(asked_for) => asked_for.max(FIRST_WAIT),
             None => self.wait.mul_f64(rand::random_range(0.5..=1.0)),
         };
-        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+        self.wait = (self.wait * 2).min(self.longest);
         // An hour or an age: a time that no clock has is beyond the deadline too.
         now.checked_add(wait).filter(|then| *then < self.deadline).map(|_| wait)
     }

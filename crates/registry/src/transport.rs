@@ -59,6 +59,7 @@ pub(crate) struct Counters {
     body_bytes: AtomicU64,
     sent_bytes: AtomicU64,
     retries: AtomicU64,
+    hedges: AtomicU64,
 }
 
 /// What a client has asked for and received so far.
@@ -70,6 +71,8 @@ pub struct Usage {
     pub redirects: u64,
     /// Attempts after the first one.
     pub retries: u64,
+    /// Second questions, put because the first was not answered soon.
+    pub hedges: u64,
     /// Bytes of bodies received.
     pub bytes: u64,
     /// Bytes of blobs and manifests sent.
@@ -89,11 +92,16 @@ impl Counters {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn hedged(&self) {
+        self.hedges.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         Usage {
             requests: self.requests.load(Ordering::Relaxed),
             redirects: self.redirects.load(Ordering::Relaxed),
             retries: self.retries.load(Ordering::Relaxed),
+            hedges: self.hedges.load(Ordering::Relaxed),
             bytes: self.body_bytes.load(Ordering::Relaxed),
             sent: self.sent_bytes.load(Ordering::Relaxed),
         }
@@ -112,6 +120,8 @@ pub(crate) struct Request<'a> {
     /// For the first host and no other.
     pub tls: Arc<Tls>,
     pub follow: bool,
+    /// Over a new connection, whatever connections there are.
+    pub anew: bool,
     /// For the head of the answer, over all hops.
     pub timeout: Duration,
 }
@@ -197,16 +207,17 @@ impl Transport {
         request: Request<'_>,
         upstreams: Option<&Upstreams>,
     ) -> Result<Response, RegistryError> {
-        let Request { doing, method, url, headers, body, trust, tls, follow, timeout } = request;
+        let Request { doing, method, url, headers, body, trust, tls, follow, anew, timeout } = request;
         let first_host = name_of(&url);
-        let hops = self.hops(Hops { doing, method, url, headers, body, trust, tls, follow, upstreams });
+        let hops = self.hops(Hops { doing, method, url, headers, body, trust, tls, follow, anew, upstreams });
         tokio::time::timeout(timeout, hops).await.unwrap_or_else(|_| {
             Err(RegistryError::Timeout { doing: doing.to_owned(), host: first_host, after: timeout })
         })
     }
 
     async fn hops(&self, hops: Hops<'_>) -> Result<Response, RegistryError> {
-        let Hops { doing, method, mut url, mut headers, mut body, trust, mut tls, follow, upstreams } = hops;
+        let Hops { doing, method, mut url, mut headers, mut body, trust, mut tls, follow, anew, upstreams } =
+            hops;
         let refused = |reason| RegistryError::Refused { doing: doing.to_owned(), reason };
         let mut reach = match trust {
             Trust::Configured => check_form(&url).map(|()| ANYWHERE).map_err(refused)?,
@@ -222,7 +233,7 @@ impl Transport {
             let came_by_proxy = proxy.is_some();
             // The proxy is configured: its own address may lie anywhere.
             let ceiling = if came_by_proxy { Zone::Special } else { reach.ceiling };
-            let pool = self.pools.of(&Way { ceiling, tls: Arc::clone(&tls), proxy: proxy.cloned() })?;
+            let pool = self.pools.of(&Way { ceiling, tls: Arc::clone(&tls), proxy: proxy.cloned(), anew })?;
             let mut call = pool.request(method.clone(), url.clone()).headers(headers.clone());
             if let Some(body) = body.take() {
                 call = call.body(body);
@@ -258,6 +269,7 @@ struct Hops<'a> {
     trust: Trust,
     tls: Arc<Tls>,
     follow: bool,
+    anew: bool,
     upstreams: Option<&'a Upstreams>,
 }
 
@@ -327,6 +339,7 @@ mod tests {
             trust: Trust::Named,
             tls: Arc::default(),
             follow: true,
+            anew: false,
             timeout: Duration::from_secs(5),
         };
         for url in ["http://localhost:9/", "http://127.0.0.1:9/", "http://[::1]:9/"] {

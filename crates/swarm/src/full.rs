@@ -64,6 +64,10 @@ impl BlobSource for Unkept {
         self.source.len()
     }
 
+    fn unit(&self) -> u64 {
+        self.source.unit()
+    }
+
     async fn read_traced(
         &self,
         range: ByteRange,

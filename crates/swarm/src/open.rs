@@ -248,6 +248,10 @@ impl BlobSource for SwarmBlob {
         self.content.len()
     }
 
+    fn unit(&self) -> u64 {
+        PIECE.into()
+    }
+
     async fn read_traced(
         &self,
         range: ByteRange,
@@ -286,6 +290,8 @@ impl BlobSource for SwarmBlob {
     }
 
     async fn reject(&self, range: ByteRange) {
+        // If it was the origin that lied, it shall ask another of its hosts.
+        self.origin.reject(range).await;
         let pieces = self.content.pieces_of(range.intersect(&ByteRange::new(0, self.len())));
         let (done, dropped) = oneshot::channel();
         let handle = self.node.actor(&self.content);

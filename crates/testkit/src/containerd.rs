@@ -35,6 +35,21 @@ impl Snapshotter {
     }
 }
 
+/// An image's file system, mounted read only.
+#[derive(Debug)]
+pub struct View {
+    name: String,
+    snapshotter: Snapshotter,
+    path: PathBuf,
+}
+
+impl View {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// A running containerd. Ends when dropped; its containers end with the cage at the latest.
 #[derive(Debug)]
 pub struct Containerd {
@@ -213,26 +228,38 @@ disabled_plugins = [
         snapshotter: Snapshotter,
         look: impl FnOnce(&Path) -> Result<T>,
     ) -> Result<T> {
+        let view = self.view(reference, snapshotter)?;
+        let looked = look(view.path());
+        self.close(&view)?;
+        looked
+    }
+
+    /// Mounts an image's file system, read only, until it is [closed](Self::close).
+    pub fn view(&self, reference: &str, snapshotter: Snapshotter) -> Result<View> {
         // `ctr images mount` would do, if containerd 1.6's did not ignore which snapshotter it is told to use.
-        let snapshots = |arguments: &[&str]| {
-            run(self.ctr().args(["snapshots", "--snapshotter", snapshotter.name()]).args(arguments))
-        };
-        let name = self.new_name();
-        let target = self.dir.join(&name);
-        fs::create_dir_all(&target)?;
+        let view = View { name: self.new_name(), snapshotter, path: PathBuf::new() };
+        let view = View { path: self.dir.join(&view.name), ..view };
+        fs::create_dir_all(&view.path)?;
         let chain = self.chain_id(reference)?;
         // Nothing refers to it before it has its label: a collection that is due, after a pull say, takes it away.
         wait_until("a view that stays", READY_LIMIT, || {
-            snapshots(&["view", &name, &chain]).ok()?;
-            snapshots(&["label", &name, "containerd.io/gc.root=lab"]).ok()
+            self.snapshot(snapshotter, &["view", &view.name, &chain]).ok()?;
+            self.snapshot(snapshotter, &["label", &view.name, "containerd.io/gc.root=lab"]).ok()
         })?;
-        let mounts = snapshots(&["mounts", &target.display().to_string(), &name])?;
+        let mounts = self.snapshot(snapshotter, &["mounts", &view.path.display().to_string(), &view.name])?;
         // A line for each mount, as one would type it.
         run(Command::new("sh").args(["-e", "-c", &mounts]))?;
-        let looked = look(&target);
-        run(Command::new("umount").arg(&target))?;
-        snapshots(&["rm", &name])?;
-        looked
+        Ok(view)
+    }
+
+    /// Takes a view away.
+    pub fn close(&self, view: &View) -> Result<()> {
+        run(Command::new("umount").arg(&view.path))?;
+        self.snapshot(view.snapshotter, &["rm", &view.name]).map(drop)
+    }
+
+    fn snapshot(&self, snapshotter: Snapshotter, arguments: &[&str]) -> Result<String> {
+        run(self.ctr().args(["snapshots", "--snapshotter", snapshotter.name()]).args(arguments))
     }
 
     /// A document of containerd's content store.

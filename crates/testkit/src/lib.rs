@@ -9,6 +9,7 @@
 //! * [`process`] — daemons with a log, a readiness signal and an end.
 //! * [`http`] — the few HTTP requests that a lab itself makes.
 //! * [`registry`], [`meter`] — the registry, and what was asked of it.
+//! * [`shelf`] — a quick registry that is read alone, for benchmarks.
 //! * [`containerd`] — one containerd per host, and the two clients that drive it.
 //! * [`image`] — small images made to measure, and a real Python image.
 //! * [`tree`] — two file trees compared, attribute by attribute.
@@ -32,4 +33,5 @@ pub mod node;
 pub mod peers;
 pub mod process;
 pub mod registry;
+pub mod shelf;
 pub mod tree;

@@ -155,15 +155,26 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Its resident memory in bytes.
+    /// Its resident memory in bytes, with that of its children: a service is a supervisor and a worker.
     pub fn memory(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.split_whitespace().next())
-            .context("no VmRSS")?;
-        Ok(kib.parse::<u64>()? * 1024)
+        let mut total = 0;
+        let mut left = vec![self.pid()];
+        while let Some(pid) = left.pop() {
+            let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
+            let kib = status
+                .lines()
+                .find_map(|line| line.strip_prefix("VmRSS:"))
+                .and_then(|rest| rest.split_whitespace().next())
+                .context("no VmRSS")?;
+            total += kib.parse::<u64>()? * 1024;
+            left.extend(children(pid));
+        }
+        Ok(total)
+    }
+
+    /// The process that does the work: the supervisor's child, if it has one, else the process itself.
+    pub fn worker(&self) -> u32 {
+        children(self.pid()).first().copied().unwrap_or(self.pid())
     }
 
     /// Everything it has logged since it was started.
@@ -262,6 +273,12 @@ impl Drop for Daemon {
         // A failed test wants its own error seen, not this one.
         let _ = self.stop();
     }
+}
+
+/// The children of a process, as far as its first thread made them.
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
 impl Log {

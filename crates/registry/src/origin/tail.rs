@@ -130,18 +130,16 @@ impl RegistryBlob {
         let doing = self.doing();
         let patience = self.client.inner.patience(Patience::of(Urgency::Blocking));
         let mut retry = Retry::new(patience);
-        let mut all = false;
         loop {
-            let mut last = None;
-            for endpoint in self.endpoints(all)? {
-                match self.tail_at(&doing, &endpoint, at_most, patience).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => last = Some(error),
-                }
-            }
-            let error = last.unwrap_or_else(|| no_hosts(&self.registry, Need::Pull));
+            let (doing, endpoints) = (doing.as_str(), self.endpoints(None)?);
+            let ask =
+                |endpoint: Endpoint| async move { self.tail_at(doing, &endpoint, at_most, patience).await };
+            let error = match self.client.inner.race(&endpoints, patience.answer, ask).await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => no_hosts(&self.registry, Need::Pull),
+                Err(error) => error,
+            };
             retry.pause(self.client.inner.transport.counters(), error).await?;
-            all = true;
         }
     }
 }

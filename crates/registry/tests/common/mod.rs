@@ -166,6 +166,12 @@ pub fn broken(bytes: Bytes) -> Body {
     BodyExt::boxed(StreamBody::new(Box::pin(parts)))
 }
 
+/// A body that sends `bytes` and then nothing, for ever.
+pub fn stalled(bytes: Bytes) -> Body {
+    let first = stream::iter([Ok(Frame::data(bytes))]);
+    BodyExt::boxed(StreamBody::new(Box::pin(futures::StreamExt::chain(first, stream::pending()))))
+}
+
 /// A body without a length.
 pub fn chunked(bytes: &Bytes) -> Body {
     let parts: Vec<_> =
@@ -256,6 +262,20 @@ impl RealRegistry {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Stops it as SIGSTOP does: the kernel goes on accepting connections for it.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
     /// Starts it again, at the same address and with the same files.

@@ -36,7 +36,7 @@ impl Tree for Small {
             5 => Kind::Regular { size: 0, address: 0 },
             _ => Kind::Regular { size: 4000, address: u64::from(number) * 4096 },
         };
-        Some(Node { kind, mode: 0o644, uid: number, gid: 0, mtime: 0 })
+        Some(Node { kind, mode: 0o644, uid: number, gid: 0, mtime: 0, mtime_nanos: 0 })
     }
 
     fn children(&self, number: u32) -> impl Iterator<Item = (&[u8], u32)> {

@@ -41,7 +41,7 @@ impl Tree for Layer {
             None => Kind::Directory,
             Some(file) => Kind::Regular { size: 12_000, address: u64::from(file) * 12_288 },
         };
-        Some(Node { kind, mode: 0o755, uid: 0, gid: 0, mtime: 1_700_000_000 })
+        Some(Node { kind, mode: 0o755, uid: 0, gid: 0, mtime: 1_700_000_000, mtime_nanos: 0 })
     }
 
     fn children(&self, number: u32) -> impl Iterator<Item = (&[u8], u32)> {

@@ -6,7 +6,7 @@
 mod inode;
 mod superblock;
 
-pub(crate) use inode::{FileType, Layout, RawInode, decode_device, encode_device};
+pub(crate) use inode::{FileType, Layout, RawInode, SECOND, decode_device, encode_device};
 pub(crate) use superblock::{Superblock, seal, sealed};
 
 /// Bytes of a block, of the image and of the data file.

@@ -49,6 +49,9 @@ pub enum Problem {
     /// Bits that are no permissions.
     #[error("the mode {0:o} has other bits than 7777")]
     Mode(u16),
+    /// Its time has as many nanoseconds as a second, or more.
+    #[error("the modification time has {0} nanoseconds")]
+    Nanoseconds(u32),
     /// A device number that Linux does not have.
     #[error("the device number {0}:{1} is larger than 4095:1048575")]
     Device(u32, u32),

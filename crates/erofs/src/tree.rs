@@ -40,11 +40,14 @@ pub struct Node<'a> {
     pub gid: u32,
     /// Modification time in seconds since 1970; may be negative. It is shown as the other times too.
     pub mtime: i64,
+    /// Nanoseconds after that, less than 1,000,000,000.
+    pub mtime_nanos: u32,
 }
 
 impl Node<'_> {
     /// What overlayfs takes for the absence of a name that lower layers have.
-    pub const WHITEOUT: Self = Self { kind: Kind::CharDevice(0, 0), mode: 0, uid: 0, gid: 0, mtime: 0 };
+    pub const WHITEOUT: Self =
+        Self { kind: Kind::CharDevice(0, 0), mode: 0, uid: 0, gid: 0, mtime: 0, mtime_nanos: 0 };
 }
 
 /// A tree of nodes.

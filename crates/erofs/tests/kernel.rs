@@ -179,6 +179,7 @@ fn attributes_links_and_devices() {
         {
             let file = model.file(ROOT, name, 1);
             model.at(file).mtime = mtime;
+            model.at(file).nanos = (mtime.unsigned_abs() % 2) as u32 * 999_999_999;
         }
         model.add(ROOT, "console", What::Char(5, 1));
         model.add(ROOT, "largest", What::Char(4095, 1_048_575));

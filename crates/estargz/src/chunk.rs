@@ -7,6 +7,7 @@
 //! last byte wanted, does the rest. No checksum is needed: the digest decides.
 
 use std::io::Read;
+use std::ops::Range;
 
 use content::Digest;
 
@@ -57,18 +58,37 @@ pub enum ChunkError {
 /// # Errors
 /// [`ChunkError`]; nothing of a chunk that fails is given out.
 pub fn inflate_chunk(compressed: &[u8], chunk: &Chunk) -> Result<Vec<u8>, ChunkError> {
+    let mut data = Vec::new();
+    let part = inflate_chunk_in(compressed, chunk, &mut data)?;
+    data.truncate(part.end);
+    data.drain(..part.start);
+    Ok(data)
+}
+
+/// As [`inflate_chunk`], into `room`, which is made longer if need be and never shorter: what stands in it does not
+/// matter. Returns where in `room` the chunk is.
+///
+/// # Errors
+/// [`ChunkError`]; what is in `room` then is worth nothing.
+pub fn inflate_chunk_in(
+    compressed: &[u8],
+    chunk: &Chunk,
+    room: &mut Vec<u8>,
+) -> Result<Range<usize>, ChunkError> {
     let offset = chunk.blob.start;
+    let len = usize::try_from(chunk.len).unwrap_or(0);
     if chunk.is_zeros() {
-        return Ok(vec![0; usize::try_from(chunk.len).unwrap_or(0)]);
+        *room = vec![0; len];
+        return Ok(0..len);
     }
     if chunk.digest == NO_DIGEST {
         return Err(ChunkError::Unverifiable { offset });
     }
     let kind = Compression::sniff(compressed);
-    if let Some(data) = inflate_at_once(kind, compressed, chunk)
-        && Digest::of(&data) == chunk.digest
+    if let Some(part) = inflate_at_once(kind, compressed, chunk, room)
+        && room.get(part.clone()).is_some_and(|data| Digest::of(data) == chunk.digest)
     {
-        return Ok(data);
+        return Ok(part);
     }
     let data = match kind {
         Compression::Zstd => {
@@ -83,37 +103,46 @@ pub fn inflate_chunk(compressed: &[u8], chunk: &Chunk) -> Result<Vec<u8>, ChunkE
     if found != chunk.digest {
         return Err(ChunkError::Digest { offset, expected: chunk.digest, found });
     }
-    Ok(data)
+    *room = data;
+    Ok(0..room.len())
 }
 
 /// Inflates with the size that the member claims. `None` if that does not work out.
-fn inflate_at_once(kind: Compression, compressed: &[u8], chunk: &Chunk) -> Option<Vec<u8>> {
+fn inflate_at_once(
+    kind: Compression,
+    compressed: &[u8],
+    chunk: &Chunk,
+    room: &mut Vec<u8>,
+) -> Option<Range<usize>> {
     let inner = u64::from(chunk.inner_offset);
     let wanted = inner + u64::from(chunk.len);
     let plausible = UNSUSPECTED.max((compressed.len() as u64).saturating_mul(UNSUSPECTED_RATIO));
     let is_plausible =
         |claimed: &u64| (wanted..=wanted + TRAILING_SLACK).contains(claimed) && *claimed <= plausible;
-    let mut data = match kind {
+    let written = match kind {
         Compression::Gzip => {
             let claimed =
                 Some(u64::from(u32::from_le_bytes(*compressed.last_chunk::<4>()?))).filter(is_plausible)?;
-            let mut data = vec![0; usize::try_from(claimed).ok()?];
-            let written = libdeflater::Decompressor::new().gzip_decompress(compressed, &mut data).ok()?;
-            data.truncate(written);
-            data
+            libdeflater::Decompressor::new().gzip_decompress(compressed, room_for(room, claimed)?).ok()?
         }
         Compression::Zstd => {
             let claimed = zstd::zstd_safe::get_frame_content_size(compressed).ok()?.filter(is_plausible)?;
             let frame_len = zstd::zstd_safe::find_frame_compressed_size(compressed).ok()?;
             let frame = compressed.get(..frame_len)?;
-            zstd::bulk::decompress(frame, usize::try_from(claimed).ok()?).ok()?
+            zstd::bulk::decompress_to_buffer(frame, room_for(room, claimed)?).ok()?
         }
         Compression::None => return None,
     };
-    let wanted = usize::try_from(wanted).ok().filter(|wanted| data.len() >= *wanted)?;
-    data.truncate(wanted);
-    data.drain(..usize::try_from(inner).ok()?);
-    Some(data)
+    let wanted = usize::try_from(wanted).ok().filter(|wanted| written >= *wanted)?;
+    Some(usize::try_from(inner).ok()?..wanted)
+}
+
+fn room_for(room: &mut Vec<u8>, claimed: u64) -> Option<&mut [u8]> {
+    let claimed = usize::try_from(claimed).ok()?;
+    if room.len() < claimed {
+        room.resize(claimed, 0);
+    }
+    room.get_mut(..claimed)
 }
 
 fn inflate_streaming(mut inflater: impl Read, compressed: &[u8], chunk: &Chunk) -> std::io::Result<Vec<u8>> {

@@ -34,7 +34,7 @@ pub use build::{
     BuildError, Built, BuiltToc, DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, DEFAULT_ZSTD_LEVEL, DescribeProblem,
     Format, FormatError, Options, PodmanProblem, TocLayer, TocPlace, build, build_ordered, toc_layer,
 };
-pub use chunk::{ChunkError, inflate_chunk};
+pub use chunk::{ChunkError, inflate_chunk, inflate_chunk_in};
 pub use decompress::{Compression, Decompressor, decompress};
 pub use tail::{BlobKind, TailError, TailState, open_tail, read_toc_layer};
 pub use toc::{Chunk, Inode, Kind, Landmark, NO_DIGEST, ROOT, Toc, TocError, TocLimits};

@@ -6,7 +6,7 @@
 //! by name, so that a lookup is a binary search and a directory stream has stable positions.
 //!
 //! `toc/schema.rs` reads the JSON entry by entry, `toc/parse.rs` checks each, `toc/tree.rs` makes the table of
-//! what they found, `toc/json.rs` writes entries as Go's tools do.
+//! what they found, `toc/json.rs` writes entries as Go's tools do, [`pack`] keeps a table on disk.
 
 use content::{ByteRange, Digest};
 
@@ -15,6 +15,7 @@ use crate::path::PathProblem;
 mod inode;
 pub(crate) mod json;
 mod owners;
+pub mod pack;
 mod parse;
 mod schema;
 mod tree;
@@ -254,6 +255,8 @@ pub struct Toc {
     owners: Vec<Span>,
     /// Digests of whole files, ascending by inode: of those alone for which their only chunk does not tell.
     digests: Vec<(u32, Digest)>,
+    /// Fractions of modification times, ascending by inode: of those alone that have one.
+    nanos: Vec<(u32, u32)>,
     file_bytes: u64,
 }
 
@@ -351,6 +354,7 @@ impl Toc {
             + self.xattrs.capacity() * size_of::<(Span, Span)>()
             + self.owners.capacity() * size_of::<Span>()
             + self.digests.capacity() * size_of::<(u32, Digest)>()
+            + self.nanos.capacity() * size_of::<(u32, u32)>()
             + self.strings.capacity()
     }
 

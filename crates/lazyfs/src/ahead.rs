@@ -3,10 +3,11 @@
 //! The data file holds files in the order in which they lie in the blob, so "further on in the data file"
 //! means the rest of a large file and the neighbours of a small one alike: one rule crosses chunk and file
 //! borders. A read that goes on where an earlier one stopped belongs to its stream. As much as a stream has
-//! read is fetched ahead of it, so that the window doubles as long as the guess is right, up to
-//! [`MAX_WINDOW`]. A read that goes on nowhere starts a new stream, and until that has read
+//! read is fetched ahead of it (more once it has read [`SURE`]), so that the window doubles as long as the guess is
+//! right, up to [`MAX_WINDOW`]. A read that goes on nowhere starts a new stream, and until that has read
 //! [`MIN_WINDOW`] nothing is fetched: random readers pay nothing. Whoever reads a large file to its end has
-//! said little about the files behind it, so that beyond the file the window is [`MAX_BEYOND`] at most.
+//! said little about the files behind it, so that beyond the file the window is [`MAX_BEYOND`] at most, and less if
+//! such guesses were wrong so far.
 
 use content::ByteRange;
 
@@ -19,6 +20,9 @@ const SLACK: u64 = 256 * 1024;
 const MIN_WINDOW: u64 = 256 * 1024;
 /// Largest window: at 200 Mbit/s and threefold compression about half a second.
 const MAX_WINDOW: u64 = 32 * 1024 * 1024;
+/// Whoever has read so much in order goes on: from here on the window grows twice as fast, so that a few chunks of the
+/// usual 4 MiB are under way before the reader has to wait for the next.
+const SURE: u64 = 4 * 1024 * 1024;
 /// How far a window reaches beyond the end of the file that is being read.
 const MAX_BEYOND: u64 = 1024 * 1024;
 
@@ -36,8 +40,8 @@ pub(crate) struct Ahead(Vec<Stream>);
 
 impl Ahead {
     /// Notes that bytes `read` of the data file are wanted, of a file that ends at `file_end`, and says which
-    /// bytes are likely to be next. Each byte is named once per stream.
-    pub(crate) fn observe(&mut self, read: ByteRange, file_end: u64) -> Option<ByteRange> {
+    /// bytes are likely to be next, at most `beyond` of them behind the file. Each byte is named once per stream.
+    pub(crate) fn observe(&mut self, read: ByteRange, file_end: u64, beyond: u64) -> Option<ByteRange> {
         let near = |stream: &Stream| {
             read.start <= stream.end.saturating_add(SLACK) && read.end.saturating_add(SLACK) >= stream.end
         };
@@ -52,8 +56,9 @@ impl Ahead {
         let mut next = None;
         if read.end > stream.end {
             stream.end = read.end;
-            let window = stream.end.saturating_sub(stream.start).min(MAX_WINDOW);
-            let limit = file_end.saturating_add(MAX_BEYOND);
+            let read_so_far = stream.end.saturating_sub(stream.start);
+            let window = read_so_far.saturating_add(read_so_far.saturating_sub(SURE)).min(MAX_WINDOW);
+            let limit = file_end.saturating_add(beyond.min(MAX_BEYOND));
             let end = read.end.saturating_add(window).min(limit);
             let wanted = ByteRange::new(stream.asked.max(read.end), end);
             // Asking by halves of the window keeps requests large.
@@ -76,7 +81,7 @@ mod tests {
     fn a_random_reader_gets_no_readahead() {
         let mut ahead = Ahead::default();
         for at in [50, 10, 30, 90, 70, 20, 60, 80, 40, 0] {
-            assert_eq!(ahead.observe(ByteRange::at(at << 30, 131_072), u64::MAX), None);
+            assert_eq!(ahead.observe(ByteRange::at(at << 30, 131_072), u64::MAX, MAX_BEYOND), None);
         }
     }
 
@@ -86,7 +91,7 @@ mod tests {
         let mut named = content::RangeSet::new();
         let step = 131_072;
         for at in (0..64u64 << 20).step_by(step) {
-            if let Some(next) = ahead.observe(ByteRange::at(at, step as u64), 64 << 20) {
+            if let Some(next) = ahead.observe(ByteRange::at(at, step as u64), 64 << 20, MAX_BEYOND) {
                 assert!(named.intersect(next).is_empty(), "{next} was named twice");
                 named.insert(next);
             }
@@ -100,8 +105,10 @@ mod tests {
         let mut ahead = Ahead::default();
         let mut named = 0;
         for at in (0..8u64 << 20).step_by(131_072) {
-            named += usize::from(ahead.observe(ByteRange::at(at, 131_072), u64::MAX).is_some());
-            named += usize::from(ahead.observe(ByteRange::at((1 << 40) + at, 131_072), u64::MAX).is_some());
+            named += usize::from(ahead.observe(ByteRange::at(at, 131_072), u64::MAX, MAX_BEYOND).is_some());
+            named += usize::from(
+                ahead.observe(ByteRange::at((1 << 40) + at, 131_072), u64::MAX, MAX_BEYOND).is_some(),
+            );
         }
         assert!(named > 4);
         assert!(ahead.0.len() == 2);
@@ -111,7 +118,7 @@ mod tests {
     fn reads_that_arrive_out_of_order_are_one_stream() {
         let mut ahead = Ahead::default();
         for at in [1u64, 0, 3, 2, 5, 4] {
-            ahead.observe(ByteRange::at(at * 131_072, 131_072), u64::MAX);
+            ahead.observe(ByteRange::at(at * 131_072, 131_072), u64::MAX, MAX_BEYOND);
         }
         assert_eq!(ahead.0.len(), 1);
     }

@@ -53,6 +53,23 @@ impl Bitmap {
         self.words.get(bit / 64).is_some_and(|word| word.fetch_and(!mask, Ordering::AcqRel) & mask != 0)
     }
 
+    /// Sets every bit that is set in `bytes`, which [`Bitmap::to_bytes`] made of as many bits.
+    pub(crate) fn merge(&self, bytes: &[u8]) {
+        for (word, bytes) in self.words.iter().zip(bytes.chunks(8)) {
+            let mut bits = [0; 8];
+            if let Some(bits) = bits.get_mut(..bytes.len()) {
+                bits.copy_from_slice(bytes);
+            }
+            word.fetch_or(u64::from_le_bytes(bits), Ordering::AcqRel);
+        }
+    }
+
+    /// Whether every bit is set.
+    pub(crate) fn is_full(&self) -> bool {
+        let set: u32 = self.words.iter().map(|word| word.load(Ordering::Acquire).count_ones()).sum();
+        set as usize == self.len
+    }
+
     /// The bits that are set, ascending.
     pub(crate) fn ones(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.len).filter(|bit| self.get(*bit))

@@ -4,6 +4,7 @@
 //! processor, so that no amount of prefetch can stand before them, and while one of them is at the source
 //! the background fetch starts nothing new.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -13,7 +14,13 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::buffers::Buffers;
+use crate::disk::{Disk, Os};
+use crate::fill::Means;
+use crate::keeper::Keep;
 use crate::layer::Core;
+use crate::reserve::{AFTER_ANSWER, Reserve};
+use crate::space::{Limits, Space};
 
 /// How the layers of a node behave. `Default` is what a node wants.
 #[derive(Clone, Debug)]
@@ -35,6 +42,17 @@ pub struct LayersOptions {
     pub inflaters: usize,
     /// How long a chunk that arrived may stay in the page cache only. A crash costs fetching it again.
     pub flush_after: Duration,
+    /// Bytes that the store may take on disk; `None` for as many as `keep_free` leaves. From 90 % on nothing more is
+    /// fetched that nobody waits for and layers that nobody uses are deleted, the longest unused first, until 80 %
+    /// are left. When all is taken, chunks are served without being kept.
+    pub budget: Option<u64>,
+    /// Percent of the file system that the store leaves to others. Where less is free, nothing is fetched that
+    /// nobody waits for and unused layers are deleted, until a tenth more than that is free; where less than a tenth of
+    /// that is free, chunks are served without being kept. 0 for none.
+    pub keep_free: u8,
+    /// Bytes held back so that the `native` driver can go on when the disk is full. It is the most that can be
+    /// read of absent chunks in ten seconds then. Allocated when the first layer is mounted so.
+    pub reserve: u64,
 }
 
 impl Default for LayersOptions {
@@ -49,6 +67,11 @@ impl Default for LayersOptions {
             background_at_least: Duration::from_secs(5),
             inflaters: cores,
             flush_after: Duration::from_secs(2),
+            budget: None,
+            // A kubelet evicts pods when less than 15 % are free (imagefs.available), and begins to delete images when
+            // 85 % are used: what nobody waits for must not be what gets it there.
+            keep_free: 18,
+            reserve: 64 << 20,
         }
     }
 }
@@ -62,6 +85,11 @@ pub(crate) struct Wanted {
 /// The shared part.
 pub(crate) struct Engine {
     pub(crate) options: LayersOptions,
+    /// Who keeps the descriptors of data files for the next process.
+    pub(crate) keep: Arc<dyn Keep>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) space: Arc<Space>,
+    pub(crate) reserve: Arc<Reserve>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     blocking: Semaphore,
@@ -75,27 +103,48 @@ pub(crate) struct Engine {
     pub(crate) queued: Notify,
     /// A chunk was written that is not flushed yet.
     pub(crate) wrote: Notify,
+    /// What chunks pass through.
+    pub(crate) buffers: Buffers,
     /// The disk was seen full: said once, until a write succeeds again.
     disk_full: AtomicBool,
 }
 
 impl Engine {
-    pub(crate) fn new(options: LayersOptions) -> Arc<Self> {
-        Arc::new(Self {
+    /// The shared part of the store in `folder`.
+    pub(crate) fn new(
+        options: LayersOptions,
+        keep: Arc<dyn Keep>,
+        folder: OwnedFd,
+    ) -> std::io::Result<Arc<Self>> {
+        let limits = Limits { budget: options.budget, keep_free: options.keep_free };
+        let space = Arc::new(Space::new(folder.try_clone()?, limits));
+        let reserve = Reserve::new(folder, Arc::clone(&space), AFTER_ANSWER);
+        Ok(Arc::new(Self {
+            space,
+            reserve,
             blocking: Semaphore::new(options.blocking_fetches.max(1)),
             prefetch: Semaphore::new(options.prefetches.max(1)),
             background: Semaphore::new(options.background_fetches.max(1)),
             inflate_first: Semaphore::new(options.inflaters.max(1)),
-            inflate_later: Semaphore::new(options.inflaters.div_ceil(2).max(1)),
+            // One more than there are processors: one of them waits for the data file's lock, or for the disk.
+            inflate_later: Semaphore::new(options.inflaters.max(1) + 1),
             options,
+            keep,
+            disk: Arc::new(Os),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             activity: Activity::default(),
             queue: Mutex::default(),
             queued: Notify::new(),
             wrote: Notify::new(),
+            buffers: Buffers::default(),
             disk_full: AtomicBool::new(false),
-        })
+        }))
+    }
+
+    /// What the files of layers are handled with.
+    pub(crate) fn means(&self) -> Means<'_> {
+        Means { disk: Arc::clone(&self.disk), keep: &*self.keep, space: Arc::clone(&self.space) }
     }
 
     /// Waits for leave to go to the source. `None` when the node stops.

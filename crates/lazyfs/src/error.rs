@@ -61,6 +61,14 @@ pub enum LayerError {
         /// What the system said.
         source: Arc<std::io::Error>,
     },
+    /// What the store knew about the layer was damaged while it was in use.
+    #[error(
+        "the stored table of contents of layer {layer} is damaged: it is fetched again when the layer is next opened"
+    )]
+    Damaged {
+        /// The layer.
+        layer: Digest,
+    },
     /// The node is shutting down.
     #[error("the layer store is shutting down")]
     Stopped,

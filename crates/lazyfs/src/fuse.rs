@@ -9,33 +9,45 @@
 //! waiting. A read of absent bytes becomes a task; its reply may come at any time, from any thread. So no
 //! chunk, however slow, is in the way of another request.
 //!
+//! A mount outlives this process if somebody keeps its device: the next process answers it from then on, and
+//! whoever waited for a reply gets it a little later. That is so for mounts in the directory tree, and for
+//! those that were taken out of it but are still used below an overlay.
+//!
 //! * `fuse/abi.rs`: layouts and numbers of the kernel's protocol.
 //! * `fuse/request.rs`: requests, read with every length checked.
 //! * `fuse/session.rs`: takes requests and answers them.
 //! * `fuse/state.rs`: the hidden file that tells how much of the layer is here.
+//! * `fuse/attach.rs`: makes mounts, and finds them.
+//! * `fuse/kept.rs`: devices that the next process gets.
 
 pub(crate) mod abi;
+mod attach;
+mod kept;
 pub(crate) mod request;
 mod session;
 mod state;
 
-use std::ffi::CString;
+use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use content::Digest;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 use tokio::sync::watch;
 
+use crate::error::LayerError;
+use crate::keeper::Keep;
 use crate::layer::Layer;
 use crate::tree::OpaqueXattr;
-use session::Session;
+use attach::detach;
+use kept::{Kept, Label, Owner};
+use session::{Ended, Session};
 
 /// How long the kernel may take for its first request. It sends it during the mount.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -90,6 +102,18 @@ pub enum MountError {
     /// A thread could not be started.
     #[error("starting a thread for a mount: {0}")]
     Thread(io::Error),
+    /// Whoever keeps descriptors for the next process does not.
+    #[error("keeping the device of a mount: {0}")]
+    Keep(io::Error),
+    /// This machine cannot do what is wanted, or what everything needs.
+    #[error("{0}")]
+    Unable(String),
+    /// The layer cannot be shown.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The native driver failed.
+    #[error(transparent)]
+    Native(#[from] crate::native::NativeError),
 }
 
 fn hint(source: &io::Error) -> &'static str {
@@ -99,15 +123,26 @@ fn hint(source: &io::Error) -> &'static str {
     }
 }
 
+/// The FUSE mounts of this process.
+pub(crate) struct Fuse {
+    /// `None`: mounts die with this process.
+    kept: Option<Kept>,
+    sessions: Mutex<Vec<Weak<Session>>>,
+    /// Mounts stay where they are when this process ends.
+    stays: AtomicBool,
+}
+
 /// A mounted layer. Dropping it unmounts it; what still has files open there keeps being served.
 pub struct Mount {
     path: PathBuf,
+    fuse: Arc<Fuse>,
     session: Arc<Session>,
     threads: watch::Receiver<usize>,
     unmounted: AtomicBool,
 }
 
-/// Mounts `layer` at `mountpoint`, an existing directory. Must be called inside a tokio runtime.
+/// Mounts `layer` at `mountpoint`, an existing directory. Must be called inside a tokio runtime. The mount ends with
+/// this process; see [`Mounter`](crate::mounter::Mounter) for those that do not.
 ///
 /// Set-user-ID files and devices keep their meaning, as in any container image.
 ///
@@ -118,41 +153,223 @@ pub async fn mount(
     mountpoint: &Path,
     options: &MountOptions,
 ) -> Result<Mount, MountError> {
-    let (path, options) = (mountpoint.to_owned(), options.clone());
-    // A task of its own: if the caller goes away, it ends all the same and its mount is dropped.
-    let mounting = tokio::spawn(mount_at(layer, path, options)).await;
-    let failed = |error| MountError::Mount { path: mountpoint.to_owned(), source: io::Error::other(error) };
-    mounting.map_err(failed)?
+    Fuse::new(None).mount(layer, mountpoint, options).await
 }
 
-async fn mount_at(layer: Arc<Layer>, path: PathBuf, options: MountOptions) -> Result<Mount, MountError> {
+/// Whether FUSE works here: opens the device.
+pub(crate) fn probe() -> Result<(), MountError> {
+    open_device().map(drop)
+}
+
+fn open_device() -> Result<std::os::fd::OwnedFd, MountError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let device =
-        rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|e| MountError::Device(e.into()))?;
-    let device = {
-        let at = path.clone();
-        let mounted = tokio::task::spawn_blocking(move || attach(&device, &at).map(|()| device)).await;
+    rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|error| MountError::Device(error.into()))
+}
+
+impl Fuse {
+    fn new(kept: Option<Kept>) -> Arc<Self> {
+        Arc::new(Self { kept, sessions: Mutex::default(), stays: AtomicBool::new(false) })
+    }
+
+    /// Looks for what the process before left. Blocks for a moment.
+    pub(crate) fn start(keep: Arc<dyn Keep>) -> Result<Arc<Self>, MountError> {
+        Ok(Self::new(Some(Kept::look(keep).map_err(MountError::Keep)?)))
+    }
+
+    /// See [`mount`].
+    pub(crate) async fn mount(
+        self: &Arc<Self>,
+        layer: Arc<Layer>,
+        at: &Path,
+        options: &MountOptions,
+    ) -> Result<Mount, MountError> {
+        let (this, path, options) = (Arc::clone(self), at.to_owned(), options.clone());
+        // A task of its own: if the caller goes away, it ends all the same and its mount is dropped.
+        let mounting = tokio::spawn(async move { this.mount_at(layer, path, options).await }).await;
+        let failed = |error| MountError::Mount { path: at.to_owned(), source: io::Error::other(error) };
+        mounting.map_err(failed)?
+    }
+
+    async fn mount_at(
+        self: Arc<Self>,
+        layer: Arc<Layer>,
+        path: PathBuf,
+        options: MountOptions,
+    ) -> Result<Mount, MountError> {
         let failed = |source| MountError::Mount { path: path.clone(), source };
-        mounted.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)?
-    };
-    let session = Session::new(device, layer, &options);
-    let (alive, threads) = watch::channel(options.threads.max(1));
-    let alive = Arc::new(alive);
-    // From here on the mount is taken down again by dropping.
-    let mount = Mount { path, session, threads, unmounted: AtomicBool::new(false) };
-    for number in 0..options.threads.max(1) {
-        let session = Arc::clone(&mount.session);
-        let alive = Arc::clone(&alive);
-        let work = move || {
-            let _counted = Counted(alive);
-            session.serve();
+        let device = open_device()?;
+        // Read off the runtime's threads, for the session.
+        let shown = Arc::clone(&layer);
+        let tree = tokio::task::spawn_blocking(move || shown.toc()).await;
+        let _tree = tree.map_err(|error| failed(io::Error::other(error)))??;
+        let (toc, layer_digest) = (layer.toc_digest(), options.layer_digest.unwrap_or(layer.layer_digest()));
+        let (this, opaque) = (Arc::clone(&self), options.opaque_xattr);
+        let made = blocking(move || {
+            let made = attach::create(device.as_fd())?;
+            let label = Label { minor: made.minor(), toc, layer: layer_digest, opaque };
+            let kept = this.kept.as_ref().map(|kept| kept.keep(&label, device.as_fd())).transpose();
+            Ok((made, kept.map_err(MountError::Keep), device))
+        });
+        let (made, owner, device) = made.await.map_err(failed)?;
+        let session = Session::new(device, layer, &options)?;
+        // If anything fails from here on, what was made is dropped: the threads find it gone.
+        let threads = self.serve_with(&session, owner?.as_ref(), options.threads)?;
+        if tokio::time::timeout(FIRST_REQUEST, session.started()).await != Ok(true) {
+            return Err(MountError::Silent { path });
+        }
+        let at = path.clone();
+        blocking(move || made.show(&at)).await.map_err(failed)?;
+        Ok(Mount { path, fuse: self, session, threads, unmounted: AtomicBool::new(false) })
+    }
+
+    /// Starts the threads of a session.
+    fn serve_with(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        owner: Option<&Owner>,
+        threads: usize,
+    ) -> Result<watch::Receiver<usize>, MountError> {
+        let threads = threads.max(1);
+        let (alive, watched) = watch::channel(threads);
+        let alive = Arc::new(alive);
+        {
+            let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            sessions.retain(|session| session.strong_count() > 0);
+            sessions.push(Arc::downgrade(session));
+        }
+        for number in 0..threads {
+            let (this, session, owner) = (Arc::clone(self), Arc::clone(session), owner.cloned());
+            let counted = Counted(Arc::clone(&alive));
+            let work = move || {
+                let ended = session.serve();
+                // Each thread sees the end; the first to come gives the device up.
+                if let (Ended::Gone, Some(kept), Some(owner)) = (ended, &this.kept, &owner) {
+                    kept.forget(owner);
+                }
+                drop(session);
+                drop(counted);
+            };
+            std::thread::Builder::new()
+                .name(format!("fuse-{number}"))
+                .spawn(work)
+                .map_err(MountError::Thread)?;
+        }
+        Ok(watched)
+    }
+
+    /// What the process before mounted at `at`, if it is `layer` as `options` want it, and its device was kept.
+    ///
+    /// # Errors
+    /// That the mount table cannot be read, or a thread not be started.
+    pub(crate) async fn take_over(
+        self: &Arc<Self>,
+        layer: Arc<Layer>,
+        at: &Path,
+        options: &MountOptions,
+    ) -> Result<Option<Mount>, MountError> {
+        let Some(kept) = &self.kept else { return Ok(None) };
+        let path = at.to_owned();
+        let shown = blocking(move || attach::shown_at(&path)).await;
+        let failed = |source| MountError::Mount { path: at.to_owned(), source };
+        let Some(minor) = shown.map_err(failed)? else { return Ok(None) };
+        let wanted = Label {
+            minor,
+            toc: layer.toc_digest(),
+            layer: options.layer_digest.unwrap_or(layer.layer_digest()),
+            opaque: options.opaque_xattr,
         };
-        std::thread::Builder::new().name(format!("fuse-{number}")).spawn(work).map_err(MountError::Thread)?;
+        let Some((label, device, owner)) = kept.take(|label| *label == wanted) else { return Ok(None) };
+        let (session, threads) = self.go_on(label, device, &owner, layer, options)?;
+        Ok(Some(Mount {
+            path: at.to_owned(),
+            fuse: Arc::clone(self),
+            session,
+            threads,
+            unmounted: AtomicBool::new(false),
+        }))
     }
-    if tokio::time::timeout(FIRST_REQUEST, mount.session.started()).await != Ok(true) {
-        return Err(MountError::Silent { path: mount.path.clone() });
+
+    /// Serves what shows `layer` and is at no place any more.
+    ///
+    /// # Errors
+    /// That a thread cannot be started.
+    pub(crate) fn serve(self: &Arc<Self>, layer: &Arc<Layer>) -> Result<usize, MountError> {
+        let mut served = 0;
+        let Some(kept) = &self.kept else { return Ok(served) };
+        let (toc, shown) = (layer.toc_digest(), shown());
+        while let Some((label, device, owner)) =
+            kept.take(|label| label.toc == toc && !shown.contains(&label.minor))
+        {
+            self.go_on(label, device, &owner, Arc::clone(layer), &MountOptions::default())?;
+            served += 1;
+        }
+        Ok(served)
     }
-    Ok(mount)
+
+    fn go_on(
+        self: &Arc<Self>,
+        label: Label,
+        device: std::os::fd::OwnedFd,
+        owner: &Owner,
+        layer: Arc<Layer>,
+        options: &MountOptions,
+    ) -> Result<(Arc<Session>, watch::Receiver<usize>), MountError> {
+        let options =
+            MountOptions { opaque_xattr: label.opaque, layer_digest: Some(label.layer), ..options.clone() };
+        let (session, asked) = Session::go_on(device, layer, &options)?;
+        match asked {
+            Ok(()) | Err(Errno::NODEV) => {}
+            Err(error) => tracing::warn!(
+                layer = %label.layer, %error,
+                "this kernel (before Linux 6.9) cannot send again what the process before did not answer: whoever \
+                 waited for it must be killed"
+            ),
+        }
+        let threads = self.serve_with(&session, Some(owner), options.threads)?;
+        Ok((session, threads))
+    }
+
+    /// TOC and layer digest of what the process before left, and what is at no place any more.
+    pub(crate) fn orphans(&self) -> Vec<(Digest, Digest)> {
+        let Some(kept) = &self.kept else { return Vec::new() };
+        let shown = shown();
+        let orphans = kept.left().into_iter().filter(|label| !shown.contains(&label.minor));
+        orphans.map(|label| (label.toc, label.layer)).collect()
+    }
+
+    /// Ends what is at no place any more and shows this layer.
+    pub(crate) fn abandon(&self, toc: &Digest) {
+        let Some(kept) = &self.kept else { return };
+        let shown = shown();
+        while let Some((_, device, owner)) =
+            kept.take(|label| label.toc == *toc && !shown.contains(&label.minor))
+        {
+            kept.forget(&owner);
+            // The last descriptor: the kernel fails whatever waits.
+            drop(device);
+        }
+    }
+
+    /// Stops answering: another process goes on. With `stays`, mounts that are dropped stay where they are.
+    pub(crate) fn leave(&self, stays: bool) {
+        if stays {
+            self.stays.store(true, Ordering::Release);
+        }
+        for session in self.sessions.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if let Some(session) = session.upgrade() {
+                session.leave();
+            }
+        }
+    }
+}
+
+/// Device numbers of what is mounted somewhere. If that cannot be told, all that was left is an orphan.
+fn shown() -> HashSet<u32> {
+    attach::all_shown().unwrap_or_default()
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Counts a thread out when it ends, however it ends.
@@ -162,17 +379,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.send_modify(|threads| *threads = threads.saturating_sub(1));
     }
-}
-
-fn attach(device: &OwnedFd, path: &Path) -> io::Result<()> {
-    // `default_permissions`: the kernel checks the modes that we report, without asking.
-    let data = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-        device.as_raw_fd()
-    );
-    let data = CString::new(data).map_err(io::Error::other)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOATIME;
-    Ok(rustix::mount::mount("pantala", path, "fuse.pantala", flags, data.as_c_str())?)
 }
 
 impl Mount {
@@ -219,18 +425,12 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if !self.unmounted.swap(true, Ordering::AcqRel)
+        if !self.fuse.stays.load(Ordering::Acquire)
+            && !self.unmounted.swap(true, Ordering::AcqRel)
             && let Err(error) = detach(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "a layer cannot be unmounted");
         }
-    }
-}
-
-fn detach(path: &Path) -> io::Result<()> {
-    match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 

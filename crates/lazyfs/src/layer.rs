@@ -4,36 +4,46 @@
 //! file. For one that is not there is a *flight*, one per chunk however many readers wait: the flight
 //! carries it from the source through inflating and verification to the disk, and lets all of them go.
 //!
+//! * `layer/demand.rs`: the same for ranges of the data file, as the kernel asks for them.
 //! * `layer/read.rs`: what a reader does, and the order in which it gives up.
 //! * `layer/flight.rs`: which chunks travel together, and who waits for them.
 //! * `layer/fetch.rs`: the way of the bytes.
 //! * `layer/schedule.rs`: what is fetched though nobody waits: readahead, prefetch, background.
 //! * `layer/hold.rs`: who uses the layer, and what ends when nobody does.
 
+mod demand;
 mod fetch;
 mod flight;
 mod hold;
+mod lend;
 mod read;
 mod schedule;
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use content::{Digest, ReadError, ReadErrorKind};
 use estargz::Toc;
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::ahead::Ahead;
 use crate::bitmap::Bitmap;
+use crate::desk::at_desk_blocking;
 use crate::engine::{Engine, Wanted};
 use crate::error::LayerError;
 use crate::fill::Fill;
+use crate::index::Index;
 use crate::layout::Layout;
-use crate::metadata;
+use crate::metadata::{self, file::Identity};
+use crate::reserve::is_full;
 use crate::source::Sources;
 use crate::tree::{OpaqueXattr, Tree};
 use flight::Flight;
@@ -66,11 +76,11 @@ pub struct LayerStatus {
 
 /// The layer itself. Work under way holds it; who uses it holds a [`Layer`].
 pub(crate) struct Core {
+    folder: PathBuf,
     toc_digest: Digest,
     digest: Digest,
     blob_len: u64,
-    toc: Toc,
-    layout: Layout,
+    index: Index,
     fill: Arc<Fill>,
     sources: Sources,
     engine: Arc<Engine>,
@@ -83,10 +93,16 @@ pub(crate) struct Core {
     prefetched: watch::Sender<bool>,
     /// First chunk that the background fetch did not look at yet.
     cursor: AtomicU64,
+    /// Chunks that were inflated.
+    inflated: AtomicU64,
     /// Steps of the background fetch that failed since one last succeeded.
     failures: AtomicU32,
     /// Cancelled when nobody uses the layer any more.
     unused: Mutex<CancellationToken>,
+    /// Which metadata images this process has looked at or written: for the one and the other attribute.
+    images: Mutex<[bool; 2]>,
+    /// When the tree was last read to name a file.
+    told: Mutex<Option<Instant>>,
     itself: Weak<Core>,
 }
 
@@ -99,11 +115,11 @@ struct Complaints {
 
 /// What a layer is made of.
 pub(crate) struct Parts {
+    pub(crate) folder: PathBuf,
     pub(crate) toc_digest: Digest,
     pub(crate) layer_digest: Digest,
     pub(crate) blob_len: u64,
-    pub(crate) toc: Toc,
-    pub(crate) layout: Layout,
+    pub(crate) index: Index,
     pub(crate) fill: Fill,
     pub(crate) sources: Sources,
     pub(crate) engine: Arc<Engine>,
@@ -111,13 +127,8 @@ pub(crate) struct Parts {
 
 impl Core {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { toc_digest, layer_digest, blob_len, toc, layout, fill, sources, engine } = parts;
-        let fetched: u64 = fill
-            .present()
-            .ones()
-            .filter_map(|bit| toc.chunk(u32::try_from(bit).ok()?))
-            .map(|c| u64::from(c.len))
-            .sum();
+        let Parts { folder, toc_digest, layer_digest, blob_len, index, fill, sources, engine } = parts;
+        let fetched = index.bytes_of(fill.present());
         Arc::new_cyclic(|itself| Self {
             touched: Bitmap::new(fill.present().len()),
             touched_bytes: AtomicU64::new(0),
@@ -127,14 +138,17 @@ impl Core {
             complaints: Mutex::default(),
             prefetched: watch::Sender::new(false),
             cursor: AtomicU64::new(0),
+            inflated: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             unused: Mutex::default(),
+            images: Mutex::default(),
+            told: Mutex::default(),
             itself: itself.clone(),
+            folder,
             toc_digest,
             digest: layer_digest,
             blob_len,
-            toc,
-            layout,
+            index,
             fill: Arc::new(fill),
             sources,
             engine,
@@ -143,7 +157,7 @@ impl Core {
 
     /// The layer's numbers.
     pub(crate) fn status(&self) -> LayerStatus {
-        let size = self.toc.file_bytes();
+        let size = self.index.file_bytes();
         let fetched = self.fetched_bytes.load(Ordering::Relaxed);
         LayerStatus {
             toc_digest: self.toc_digest,
@@ -164,7 +178,7 @@ impl Core {
 
     /// Whether every chunk is here.
     pub(crate) fn is_complete(&self) -> bool {
-        self.fetched_bytes.load(Ordering::Relaxed) == self.toc.file_bytes()
+        self.fetched_bytes.load(Ordering::Relaxed) == self.index.file_bytes()
     }
 
     /// Asks the background fetch to bring everything, as long as somebody uses the layer.
@@ -175,12 +189,22 @@ impl Core {
         self.engine.enqueue(Wanted { layer: self.itself.clone(), unused: self.unused() });
     }
 
+    /// Whether a flush has something to do.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.fill.is_dirty()
+    }
+
     /// Makes what was fetched durable.
     pub(crate) fn flush(&self) {
         let Err((error, lost)) = self.fill.flush() else { return };
+        if lost.is_empty() && is_full(&error) {
+            // They are on disk, only their map is not; it is tried again.
+            self.engine.disk(true);
+            return;
+        }
         let lost_bytes: u64 = lost
             .iter()
-            .filter_map(|bit| self.toc.chunk(u32::try_from(*bit).ok()?))
+            .filter_map(|bit| self.index.chunk(u32::try_from(*bit).ok()?))
             .map(|chunk| u64::from(chunk.len))
             .sum();
         self.fetched_bytes.fetch_sub(lost_bytes, Ordering::Relaxed);
@@ -221,11 +245,18 @@ impl Core {
         }
     }
 
+    /// The inodes, which stay in memory as long as somebody holds them. Reads a few megabytes if nobody does: not for
+    /// the threads of a runtime.
+    pub(crate) fn tree(&self) -> Result<Arc<Toc>, LayerError> {
+        self.index.tree().ok_or(LayerError::Damaged { layer: self.digest })
+    }
+
     /// The EROFS image that describes the layer.
     pub(crate) fn metadata_image(&self, opaque: OpaqueXattr) -> Result<Vec<u8>, LayerError> {
-        let tree = Tree::new(&self.toc, opaque);
+        let toc = self.tree()?;
+        let tree = Tree::new(&toc, opaque);
         let mut left_out =
-            self.toc.inodes().filter_map(|inode| Some((inode.number(), tree.impossible_xattr(inode)?)));
+            toc.inodes().filter_map(|inode| Some((inode.number(), tree.impossible_xattr(inode)?)));
         // Once for all of them: a layer may have many.
         if tracing::enabled!(tracing::Level::DEBUG)
             && let Some((inode, name)) = left_out.next()
@@ -238,28 +269,85 @@ impl Core {
                 "extended attributes that no file can have are left out"
             );
         }
-        metadata::image(&self.toc, &self.layout, opaque)
+        let layout = Layout::new(self.index.chunks());
+        if layout.len() != self.index.data_len() {
+            return Err(LayerError::Damaged { layer: self.digest });
+        }
+        metadata::image(&toc, &layout, opaque)
             .map_err(|source| LayerError::Metadata { layer: self.digest, source })
     }
 
-    /// The path of one name of an inode, for people.
-    pub(crate) fn path_of(&self, inode: u32) -> String {
-        let mut parts = Vec::new();
-        let mut at = inode;
-        // A path has at most 2048 parts; the bound keeps a broken table from holding us.
-        for _ in 0..2048 {
-            let Some(parent) = self.toc.inode(at).map(|inode| inode.parent()).filter(|parent| *parent != at)
-            else {
-                break;
-            };
-            let name = self.toc.inode(parent).and_then(|dir| dir.children().find(|(_, child)| *child == at));
-            let Some((name, _)) = name else { break };
-            parts.push(String::from_utf8_lossy(name).into_owned());
-            at = parent;
-        }
-        parts.reverse();
-        format!("/{}", parts.join("/"))
+    /// Where the layer is on disk.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
+
+    /// See [`Layer::metadata_file`].
+    pub(crate) fn metadata_file(&self, opaque: OpaqueXattr) -> Result<File, LayerError> {
+        let identity = Identity { toc: self.toc_digest, data_len: self.index.data_len(), opaque };
+        let path = self.folder.join(identity.name());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder: OwnedFd = rustix::fs::open(&self.folder, flags, Mode::empty())
+            .map_err(|error| LayerError::disk("opening", &self.folder)(error.into()))?;
+        // Held all the while: nobody looks at an image, or writes it, a second time.
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let [trusted, user] = &mut *images;
+        let is_known = match opaque {
+            OpaqueXattr::Trusted => trusted,
+            OpaqueXattr::User => user,
+        };
+        match metadata::file::open(&folder, &identity, *is_known) {
+            Ok(Some(file)) => {
+                *is_known = true;
+                return Ok(file);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(image = %path.display(), %error, "a metadata image cannot be read, writing it anew");
+            }
+        }
+        let layer = self.itself.upgrade().ok_or(LayerError::Stopped)?;
+        let image = at_desk_blocking(move || layer.metadata_image(opaque)).ok_or(LayerError::Stopped)??;
+        let file = metadata::file::write(&folder, &identity, image);
+        let file = file.map_err(LayerError::disk("writing", &path))?;
+        *is_known = true;
+        Ok(file)
+    }
+
+    /// The path of one name of an inode, for people. Reads the tree if nobody holds it, but not again and again.
+    pub(crate) fn path_of(&self, inode: u32) -> String {
+        let tree = self.index.tree_in_memory().or_else(|| {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.is_some_and(|told| told.elapsed() < COMPLAIN_EVERY) {
+                return None;
+            }
+            *told = Some(Instant::now());
+            self.index.tree()
+        });
+        tree.map_or_else(|| format!("inode {inode}"), |tree| path_in(&tree, inode))
+    }
+
+    /// The file that has this byte of the data file, for people.
+    pub(crate) fn path_at(&self, at: u64) -> Option<String> {
+        Some(self.path_of(self.index.chunk(self.index.chunk_at(at)?)?.inode))
+    }
+}
+
+fn path_in(toc: &Toc, inode: u32) -> String {
+    let mut parts = Vec::new();
+    let mut at = inode;
+    // A path has at most 2048 parts; the bound keeps a broken table from holding us.
+    for _ in 0..2048 {
+        let Some(parent) = toc.inode(at).map(|inode| inode.parent()).filter(|parent| *parent != at) else {
+            break;
+        };
+        let name = toc.inode(parent).and_then(|dir| dir.children().find(|(_, child)| *child == at));
+        let Some((name, _)) = name else { break };
+        parts.push(String::from_utf8_lossy(name).into_owned());
+        at = parent;
+    }
+    parts.reverse();
+    format!("/{}", parts.join("/"))
 }
 
 impl Drop for Core {

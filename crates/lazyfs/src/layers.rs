@@ -4,6 +4,8 @@
 //! ```text
 //! DIR/<64 hex digits of the TOC digest>/
 //!     toc.json     the table of contents, checked against its digest whenever it is read
+//!     index        what follows from it, to be opened without reading it
+//!     erofs-?.img  the same for the kernel's EROFS, written when it is first mounted so
 //!     layer.json   length of the blob, where the TOC begins, its digest in the manifest
 //!     data         sparse: the inflated bytes of all files
 //!     map          which chunks of `data` are there
@@ -15,13 +17,13 @@
 //! A layer whose folder is there opens without the network; its source is opened when the first chunk is
 //! missing. All tasks of the store are awaited by [`Layers::shutdown`].
 
+mod evict;
 mod open;
 mod tend;
 
 pub use open::TAIL;
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -32,8 +34,10 @@ use futures::future::{BoxFuture, Shared};
 
 use crate::engine::{Engine, LayersOptions};
 use crate::error::LayerError;
+use crate::fill::KEPT;
+use crate::keeper::{Keep, KeepHere};
 use crate::layer::{Core, Layer};
-use crate::source::OpenSource;
+use crate::source::{ExternalToc, OpenSource};
 
 /// What is fetched as soon as a layer is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +63,9 @@ pub struct LayerSpec {
     pub layer_digest: Digest,
     /// Where its bytes can be read.
     pub open: OpenSource,
+    /// Where its table of contents can be had if the blob says that it is kept in another image; `None` refuses such
+    /// a blob.
+    pub external_toc: Option<ExternalToc>,
     /// What to fetch at once.
     pub prefetch: Prefetch,
     /// Whether to fetch everything in the end, as long as somebody uses the layer.
@@ -97,20 +104,37 @@ pub struct Layers {
     folder: PathBuf,
     engine: Arc<Engine>,
     slots: Mutex<HashMap<Digest, Slot>>,
+    sizes: Mutex<evict::Sizes>,
 }
 
 impl Layers {
-    /// Opens, or makes, the store in `folder`. Must be called inside a tokio runtime.
+    /// Opens, or makes, the store in `folder`, for layers that no process takes over from this one. Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
     /// That the folder cannot be made.
     pub fn open(folder: impl Into<PathBuf>, options: &LayersOptions) -> Result<Arc<Self>, LayerError> {
+        Self::open_with(folder, options, Arc::new(KeepHere::default()))
+    }
+
+    /// Opens, or makes, the store in `folder`. The descriptors by which `keep` holds its data files are used again.
+    /// Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// That the folder cannot be made.
+    pub fn open_with(
+        folder: impl Into<PathBuf>,
+        options: &LayersOptions,
+        keep: Arc<dyn Keep>,
+    ) -> Result<Arc<Self>, LayerError> {
         let folder = folder.into();
         // Only for us: it holds private images too.
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.map_err(LayerError::disk("making", &folder))?;
-        let engine = Engine::new(options.clone());
-        let layers = Arc::new(Self { folder, engine, slots: Mutex::default() });
+        let own = std::fs::File::open(&folder).map_err(LayerError::disk("opening", &folder))?;
+        let engine =
+            Engine::new(options.clone(), keep, own.into()).map_err(LayerError::disk("opening", &folder))?;
+        let layers = Arc::new(Self { folder, engine, slots: Mutex::default(), sizes: Mutex::default() });
         tend::start(&layers.engine, &Arc::downgrade(&layers));
         Ok(layers)
     }
@@ -207,21 +231,16 @@ impl Layers {
     }
 
     fn remove_unused_now(&self, keep: &HashSet<Digest>) -> Result<usize, LayerError> {
-        let doomed = self.bury(keep)?;
-        let mut removed = 0;
-        for grave in doomed {
-            match std::fs::remove_dir_all(&grave) {
-                Ok(()) => removed += 1,
-                Err(error) => {
-                    tracing::warn!(folder = %grave.display(), %error, "an unused layer cannot be deleted");
-                }
-            }
-        }
-        Ok(removed)
+        let graves = self.bury(|digest| !keep.contains(digest))?;
+        Ok(dig_up(graves))
     }
 
-    /// Renames what nobody uses, under the lock that opening takes; deleting can then take its time.
-    fn bury(&self, keep: &HashSet<Digest>) -> Result<Vec<PathBuf>, LayerError> {
+    /// Renames what nobody uses of the `doomed`, under the lock that opening takes; deleting can then take its time.
+    fn bury(&self, doomed: impl Fn(&Digest) -> bool) -> Result<Vec<PathBuf>, LayerError> {
+        // What the process before left mounted must find its folder when it is opened again.
+        let kept =
+            self.engine.keep.names().map_err(LayerError::disk("asking the keeper for", &self.folder))?;
+        let kept: HashSet<&str> = kept.iter().filter_map(|name| name.strip_prefix(KEPT)).collect();
         let listing = std::fs::read_dir(&self.folder).map_err(LayerError::disk("listing", &self.folder))?;
         let mut graves = Vec::new();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -234,7 +253,7 @@ impl Layers {
                 continue;
             }
             let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
-            if keep.contains(&digest) || slots.get(&digest).is_some_and(Slot::is_used) {
+            if !doomed(&digest) || kept.contains(name) || slots.get(&digest).is_some_and(Slot::is_used) {
                 continue;
             }
             // Work that has not ended yet writes to files that nobody will open again.
@@ -265,22 +284,6 @@ impl Layers {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
-
-    /// Bytes that the store takes on disk.
-    ///
-    /// # Errors
-    /// That a folder cannot be listed.
-    pub fn disk_usage(&self) -> io::Result<u64> {
-        use std::os::unix::fs::MetadataExt as _;
-        let mut bytes = 0;
-        for folder in std::fs::read_dir(&self.folder)? {
-            let Ok(files) = std::fs::read_dir(folder?.path()) else { continue };
-            for file in files.flatten() {
-                bytes += file.metadata().map_or(0, |data| data.blocks() * 512);
-            }
-        }
-        Ok(bytes)
-    }
 }
 
 /// Somebody who waits for a layer to be opened. If all of them go away, the half-done work goes too:
@@ -303,6 +306,20 @@ impl Drop for Waiter<'_> {
         drop(slots);
         drop(abandoned);
     }
+}
+
+/// Deletes what was buried; returns how many layers.
+fn dig_up(graves: Vec<PathBuf>) -> usize {
+    let mut removed = 0;
+    for grave in graves {
+        match std::fs::remove_dir_all(&grave) {
+            Ok(()) => removed += 1,
+            Err(error) => {
+                tracing::warn!(folder = %grave.display(), %error, "an unused layer cannot be deleted");
+            }
+        }
+    }
+    removed
 }
 
 /// Suffix of folders that are being deleted.

@@ -4,14 +4,18 @@
 //! 4 KiB, so that a page of a file is a page of the data file. Nothing is ever written into the rest of a file's last
 //! page, nor is the data file shorter than that page: EROFS shows the whole of it to whoever maps it into memory.
 
-use std::ops::Range;
-
 use content::ByteRange;
-use estargz::{Chunk, Toc};
+use estargz::Chunk;
 
-const ALIGNMENT: u64 = 4096;
+/// Where files begin, at multiples of it.
+pub(crate) const ALIGNMENT: u64 = 4096;
 
-/// Places of all chunks.
+/// Where a chunk begins if the one before it ends at `end`.
+pub(crate) fn next_start(chunk: &Chunk, end: u64) -> u64 {
+    if chunk.file_offset == 0 { end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX) } else { end }
+}
+
+/// Places of all chunks, for whoever needs many of them: the index has them one at a time.
 pub(crate) struct Layout {
     /// Where chunk `n` begins; ascending.
     starts: Vec<u64>,
@@ -19,15 +23,13 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    pub(crate) fn new(toc: &Toc) -> Self {
-        let mut starts = Vec::with_capacity(toc.chunks().len());
+    pub(crate) fn new(chunks: impl Iterator<Item = Chunk>) -> Self {
+        let mut starts = Vec::with_capacity(chunks.size_hint().0);
         let mut end = 0u64;
-        for chunk in toc.chunks() {
-            if chunk.file_offset == 0 {
-                end = end.next_multiple_of(ALIGNMENT);
-            }
-            starts.push(end);
-            end = end.saturating_add(u64::from(chunk.len));
+        for chunk in chunks {
+            let start = next_start(&chunk, end);
+            starts.push(start);
+            end = start.saturating_add(u64::from(chunk.len));
         }
         Self { starts, len: end.next_multiple_of(ALIGNMENT) }
     }
@@ -40,13 +42,6 @@ impl Layout {
     /// Where a chunk begins.
     pub(crate) fn start(&self, chunk: u32) -> Option<u64> {
         self.starts.get(chunk as usize).copied()
-    }
-
-    /// The chunks that begin in `range` of the data file.
-    pub(crate) fn chunks_in(&self, range: ByteRange) -> Range<u32> {
-        let number =
-            |at: u64| u32::try_from(self.starts.partition_point(|start| *start < at)).unwrap_or(u32::MAX);
-        number(range.start)..number(range.end)
     }
 }
 

@@ -17,15 +17,24 @@
 
 mod ahead;
 mod bitmap;
+mod buffers;
+mod desk;
+mod disk;
 mod engine;
 mod error;
 mod fill;
 mod fuse;
+mod index;
+pub mod keeper;
 mod layer;
 mod layers;
 mod layout;
 mod metadata;
+pub mod mounter;
+mod native;
+mod reserve;
 mod source;
+mod space;
 mod tree;
 
 /// What the fuzz targets (`fuzz/`) reach of this crate. A decoder of bytes from elsewhere is no part of the
@@ -33,6 +42,10 @@ mod tree;
 #[doc(hidden)]
 pub mod fuzzing {
     pub use crate::fuse::request::{Malformed, Operation, Request};
+    pub use crate::index::read_all as read_index;
+    pub use crate::keeper::wire::{Reply as KeeperReply, Request as KeeperRequest};
+    pub use crate::native::event::{Event, Events};
+    pub use crate::native::{Native, NativeError, NativeMount};
 }
 
 pub use engine::LayersOptions;
@@ -40,5 +53,6 @@ pub use error::LayerError;
 pub use fuse::{Mount, MountError, MountOptions, mount, unmount_stale};
 pub use layer::{Layer, LayerStatus};
 pub use layers::{LayerSpec, Layers, Prefetch, TAIL};
-pub use source::OpenSource;
+pub use native::{ProbeError, probe};
+pub use source::{ExternalToc, OpenSource};
 pub use tree::OpaqueXattr;

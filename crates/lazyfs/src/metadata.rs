@@ -20,6 +20,8 @@ use crate::fuse::abi::libc_mode;
 use crate::layout::Layout;
 use crate::tree::{OpaqueXattr, Tree, WHITEOUT};
 
+pub(crate) mod file;
+
 /// The image of a layer, opaque directories being marked by `opaque`. Its UUID is the beginning of the table's digest.
 ///
 /// # Errors
@@ -89,7 +91,8 @@ impl erofs::Tree for Metadata<'_> {
             mode: u16::try_from(attr.mode & libc_mode::PERMISSIONS).ok()?,
             uid: attr.uid,
             gid: attr.gid,
-            mtime: i64::try_from(attr.mtime).ok()?,
+            mtime: attr.mtime.cast_signed(),
+            mtime_nanos: attr.mtimensec,
         })
     }
 

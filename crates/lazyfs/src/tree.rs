@@ -77,7 +77,9 @@ impl<'a> Tree<'a> {
         let inode = self.inode(node)?;
         let common = Attr {
             ino: node,
-            mtime: u64::try_from(inode.mtime()).unwrap_or(0), // as containerd: no time before 1970
+            // The kernel's FUSE takes them as signed; before 1970 they are negative.
+            mtime: inode.mtime().cast_unsigned(),
+            mtimensec: inode.mtime_nanos(),
             uid: inode.uid(),
             gid: inode.gid(),
             ..Attr::default()
@@ -175,5 +177,11 @@ impl<'a> Tree<'a> {
     /// Whether any node has an extended attribute. If none has, the kernel need not ask twice.
     pub(crate) fn has_xattrs(self) -> bool {
         self.toc.inodes().any(|inode| self.xattrs(u64::from(inode.number())).next().is_some())
+    }
+
+    /// Whether any node has an access control list.
+    pub(crate) fn has_acls(self) -> bool {
+        let is_acl = |(name, _): (&[u8], _)| name.starts_with(b"system.posix_acl_");
+        self.toc.inodes().any(|inode| inode.xattrs().any(is_acl))
     }
 }

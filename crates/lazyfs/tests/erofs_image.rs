@@ -14,17 +14,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use common::formats::formats;
 use common::tree::{assert_same_tree, describe, unpack, xattrs};
 use common::{Blob, CHUNK, Source, Tar, blob_of, everything, noise, off, on_demand, quick};
 use content::Urgency;
-use estargz::{BuiltToc, Format, Options, TocPlace};
 use lazyfs::{Layer, Layers, MountOptions, OpaqueXattr};
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
-use serde_json::json;
 
 /// On disk, as the build is: the kernel mounts no file of a tmpfs.
 fn parent() -> &'static Path {
@@ -58,24 +57,6 @@ fn can_mount() -> bool {
     missing().inspect(|reason| skip(reason)).is_none()
 }
 
-/// All that the builder can make.
-fn formats() -> Vec<(&'static str, Options)> {
-    let options = |format| Options { format, chunk_size: CHUNK as u32, level: Some(1), ..Options::default() };
-    let estargz = options(Format::Estargz);
-    let external = Options { toc: TocPlace::External, ..estargz.clone() };
-    let zstd = options(Format::ZstdChunked);
-    vec![
-        ("whole files", Options { chunk_size: 0, ..estargz.clone() }),
-        ("small members joined", Options { min_chunk_size: 100_000, ..estargz.clone() }),
-        ("eStargz", estargz),
-        ("external", external.clone()),
-        ("external, diffID kept", Options { keep_diff_id: true, ..external }),
-        ("zstd:chunked", zstd.clone()),
-        ("zstd:chunked, diffID kept", Options { keep_diff_id: true, ..zstd }),
-        ("zstd:chunked, podman", options(Format::ZstdChunkedPodman)),
-    ]
-}
-
 /// A layer of which every byte is here, and its image.
 struct Filled {
     folder: tempfile::TempDir,
@@ -97,19 +78,11 @@ impl Filled {
     async fn new(blob: &Blob, opaque: OpaqueXattr) -> Self {
         let folder = tempfile::tempdir_in(parent()).unwrap();
         let store = folder.path().join("store");
-        if let BuiltToc::External { json } = &blob.built.toc {
-            // As if the table had been found in its own image.
-            let place = store.join(blob.built.toc_digest.hex());
-            std::fs::create_dir_all(&place).unwrap();
-            std::fs::write(place.join("toc.json"), json).unwrap();
-            let (blob_len, toc_offset) = (blob.bytes.len(), blob.built.payload_end);
-            let about = json!({"layer": blob.built.digest, "blob_len": blob_len, "toc_offset": toc_offset});
-            std::fs::write(place.join("layer.json"), about.to_string()).unwrap();
-        }
         let layers = Layers::open(&store, &quick()).unwrap();
         let layer = layers.layer(on_demand(blob, &Source::new(blob))).await.unwrap();
         let image = layer.metadata_image(opaque).unwrap();
-        let files: Vec<_> = layer.toc().inodes().filter(|inode| inode.size() > 0).collect();
+        let toc = layer.toc().unwrap();
+        let files: Vec<_> = toc.inodes().filter(|inode| inode.size() > 0).collect();
         for file in files.iter().filter(|inode| inode.kind() == estargz::Kind::Regular) {
             let bytes = layer.read(file.number(), 0, u32::MAX, Urgency::Blocking).await.unwrap();
             assert_eq!(bytes.len() as u64, file.size());

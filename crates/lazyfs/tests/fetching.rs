@@ -36,7 +36,7 @@ impl Store {
 }
 
 fn file(layer: &Layer, name: &str) -> u32 {
-    layer.toc().find(name.as_bytes()).unwrap()
+    layer.toc().unwrap().find(name.as_bytes()).unwrap()
 }
 
 /// Waits for a condition that something else is about to make true.
@@ -96,6 +96,8 @@ async fn small_neighbours_come_with_one_request() {
     }
     let blob = blob(&tar.finish(), 0);
     let source = Source::new(&blob);
+    // As in a cluster: whoever reads a byte is sent 64 KiB.
+    source.unit.store(64 << 10, Ordering::SeqCst);
     let store = Store::new(&quick());
     let layer = store.layers.layer(on_demand(&blob, &source)).await.unwrap();
     layer.read(file(&layer, "10"), 0, 1000, Urgency::Blocking).await.unwrap();
@@ -186,6 +188,25 @@ async fn a_sequential_reader_is_read_ahead_for() {
     }
     until("a prefetch", || source.reads.lock().unwrap().iter().any(|read| read.1 == Urgency::Prefetch)).await;
     store.layers.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_file_is_no_reason_to_fetch_the_next() {
+    for unit in [1, 64 << 10] {
+        let blob = two_files();
+        let source = Source::new(&blob);
+        source.unit.store(unit, Ordering::SeqCst);
+        let store = Store::new(&quick());
+        let layer = store.layers.layer(on_demand(&blob, &source)).await.unwrap();
+        let inode = file(&layer, "a");
+        for at in (0..4 * CHUNK as u64).step_by(32 * 1024) {
+            layer.read(inode, at, 32 * 1024, Urgency::Blocking).await.unwrap();
+        }
+        // Time for a guess to arrive.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(layer.status().fetched < 4 * CHUNK as u64 + 4096, "{unit}: {:?}", layer.status());
+        store.layers.shutdown().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -382,7 +403,7 @@ async fn a_table_of_contents_longer_than_the_tail_is_fetched_in_two_steps() {
     let layer = store.layers.layer(on_demand(&blob, &source)).await.unwrap();
     assert!(blob.built.size - blob.built.payload_end > 512 * 1024, "the test needs a longer table");
     assert_eq!(source.read_count(), 1);
-    assert_eq!(layer.toc().inode_count(), 30_001);
+    assert_eq!(layer.toc().unwrap().inode_count(), 30_001);
     store.layers.shutdown().await;
 }
 

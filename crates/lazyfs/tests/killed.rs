@@ -39,7 +39,7 @@ async fn child() {
     let layers = Layers::open(Path::new(&folder), &options()).unwrap();
     let layer = layers.layer(on_demand(&blob, &Source::new(&blob))).await.unwrap();
     for number in 0..FILES {
-        let inode = layer.toc().find(number.to_string().as_bytes()).unwrap();
+        let inode = layer.toc().unwrap().find(number.to_string().as_bytes()).unwrap();
         layer.read(inode, 0, u32::MAX, Urgency::Blocking).await.unwrap();
         println!("read {number}");
         std::io::stdout().flush().unwrap();
@@ -72,7 +72,7 @@ async fn after_a_kill_every_chunk_is_right_or_absent() {
         let layer = layers.layer(on_demand(&blob, &source)).await.unwrap();
         kept += layer.status().fetched;
         for number in 0..FILES {
-            let inode = layer.toc().find(number.to_string().as_bytes()).unwrap();
+            let inode = layer.toc().unwrap().find(number.to_string().as_bytes()).unwrap();
             for at in [0, CHUNK as u64] {
                 if let Ok(bytes) = Arc::clone(&layer).read(inode, at, CHUNK as u32, Urgency::Background).await
                 {

@@ -216,7 +216,7 @@ async fn a_layer_that_is_on_disk_mounts_without_a_source() {
     let source = Source::new(&blob);
     let layers = Layers::open(folder.path().join("store"), &quick()).unwrap();
     let layer = layers.layer(on_demand(&blob, &source)).await.unwrap();
-    let file = layer.toc().find(b"here").unwrap();
+    let file = layer.toc().unwrap().find(b"here").unwrap();
     assert_eq!(layer.read(file, 0, u32::MAX, content::Urgency::Blocking).await.unwrap(), here);
     let fetched = layer.status().fetched;
     assert!(fetched > 0 && !layer.is_complete());

@@ -65,7 +65,7 @@ async fn holes_are_here_and_nobody_asks_for_them() {
     let folder = tempfile::tempdir().unwrap();
     let layers = Layers::open(folder.path(), &quick()).unwrap();
     let layer = layers.layer(on_demand(&blob, &source)).await.unwrap();
-    let file = layer.toc().find(b"f").unwrap();
+    let file = layer.toc().unwrap().find(b"f").unwrap();
     assert_eq!(layer.status().fetched, PART as u64, "the hole alone");
     source.set(Mood::Dead);
     let zeros = layer.read(file, PART as u64, PART as u32, Urgency::Blocking).await.unwrap();
@@ -97,7 +97,7 @@ async fn a_layer_of_frames_is_read_like_one_of_members() {
     let folder = tempfile::tempdir().unwrap();
     let layers = Layers::open(folder.path(), &quick()).unwrap();
     let layer = layers.layer(on_demand(&blob, &source)).await.unwrap();
-    let file = layer.toc().find(b"a").unwrap();
+    let file = layer.toc().unwrap().find(b"a").unwrap();
     let (from, len) = (PART - 100, PART + 200);
     let part = layer.read(file, from as u64, len as u32, Urgency::Blocking).await.unwrap();
     assert_eq!(part, content[from..from + len]);
@@ -119,7 +119,7 @@ async fn blobs_that_cannot_be_mounted_say_why_and_what_to_do() {
     let toc_offset = good.built.payload_end;
     let without_footer = good.bytes.slice(..good.bytes.len() - estargz::footer::LEN);
     let legacy = "legacy stargz blob, whose files cannot be verified; convert the image again";
-    let external = "its table of contents is kept in a separate image, which is not looked up yet; \
+    let external = "its table of contents is kept in a separate image, which is not looked up here; \
                     convert the image again without an external table of contents";
     for (footer, why) in [(Footer::Legacy { toc_offset }, legacy), (Footer::External, external)] {
         let bytes = [&without_footer, footer.to_bytes().as_slice()].concat();

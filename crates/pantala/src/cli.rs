@@ -56,6 +56,9 @@ pub enum Command {
     Up(UpArgs),
     /// Show nodes, mounted layers, and where bytes came from
     Status(StatusArgs),
+    /// Hold what mounted layers need while the process that serves them is replaced; started by itself
+    #[command(hide = true)]
+    Keeper(KeeperArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Examples:
   pantala completion bash > /usr/share/bash-completion/completions/pantala
@@ -108,7 +111,7 @@ pub enum ImageCommand {
   pantala snapshotter
   pantala snapshotter --address /run/p.sock --root /var/lib/p --config /etc/p.toml
 
-It needs root and /dev/fuse. containerd's side, in /etc/containerd/config.toml:
+It needs root, and Linux 6.14 or /dev/fuse. containerd's side, in /etc/containerd/config.toml:
   [proxy_plugins.stargz]
     type = \"snapshot\"
     address = \"/run/containerd-stargz-grpc/containerd-stargz-grpc.sock\"")]
@@ -122,12 +125,35 @@ pub struct SnapshotterArgs {
     /// Configuration in stargz-snapshotter's keys [default: /etc/containerd-stargz-grpc/config.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// How the kernel asks for bytes of lazy layers: auto, native (EROFS, Linux 6.14) or fuse [default: what the
+    /// configuration says, else auto]
+    #[arg(long, value_name = "DRIVER")]
+    pub driver: Option<snapshotter::Driver>,
     /// Log level: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub log_level: String,
     /// Socket of containerd [default: /run/containerd/containerd.sock]
     #[arg(long, value_name = "SOCK")]
     pub containerd_address: Option<PathBuf>,
+    /// Serve in this very process: nothing starts it again, and mounted layers break when it dies
+    #[arg(long)]
+    pub no_keeper: bool,
+}
+
+/// `pantala keeper`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  pantala keeper --root /var/lib/containerd-stargz-grpc")]
+pub struct KeeperArgs {
+    /// The snapshotter's root
+    #[arg(long, value_name = "DIR")]
+    pub root: PathBuf,
+    /// Seconds without a snapshotter after which reads of absent bytes are errors
+    #[arg(long, env = "PANTALA_KEEPER_GRACE", value_name = "SECONDS", default_value_t = lazyfs::keeper::GRACE.as_secs())]
+    pub grace: u64,
+    /// Do not detach from whoever started it
+    #[arg(long)]
+    pub foreground: bool,
 }
 
 /// `pantala scheduler`.
@@ -173,6 +199,10 @@ pub struct NodeArgs {
     /// Also run the snapshotter with this config.toml; its layers are read through the swarm
     #[arg(long, value_name = "FILE")]
     pub snapshotter: Option<PathBuf>,
+    /// How the kernel asks for bytes of lazy layers: auto, native (EROFS, Linux 6.14) or fuse [default: what the
+    /// configuration says, else auto]
+    #[arg(long, value_name = "DRIVER", requires = "snapshotter")]
+    pub driver: Option<snapshotter::Driver>,
     /// Socket of the snapshotter, for containerd
     #[arg(long, value_name = "SOCK", default_value = snapshotter::DEFAULT_ADDRESS)]
     pub snapshotter_address: PathBuf,
@@ -185,6 +215,9 @@ pub struct NodeArgs {
     /// Log level: error, warn, info, debug or trace [default: info, or debug if the file says verbose]
     #[arg(long, value_name = "LEVEL", value_parser = log_level)]
     pub log_level: Option<String>,
+    /// Serve in this very process: nothing starts it again, and mounted layers break when it dies
+    #[arg(long)]
+    pub no_keeper: bool,
 }
 
 /// `pantala up`.
@@ -194,7 +227,7 @@ pub struct NodeArgs {
   pantala up --root /srv/pantala --plain-http 10.0.0.2:5000
   pantala up --advertise-ip 10.0.0.4    # other machines may join
 
-It needs root and /dev/fuse. containerd's side, in /etc/containerd/config.toml:
+It needs root, and Linux 6.14 or /dev/fuse. containerd's side, in /etc/containerd/config.toml:
   [proxy_plugins.stargz]
     type = \"snapshot\"
     address = \"/var/lib/pantala/snapshotter.sock\"")]
@@ -208,6 +241,10 @@ pub struct UpArgs {
     /// Snapshotter's configuration in stargz-snapshotter's keys [default: none]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// How the kernel asks for bytes of lazy layers: auto, native (EROFS, Linux 6.14) or fuse [default: what the
+    /// configuration says, else auto]
+    #[arg(long, value_name = "DRIVER")]
+    pub driver: Option<snapshotter::Driver>,
     /// Socket of the snapshotter, for containerd [default: snapshotter.sock in the root]
     #[arg(long, value_name = "SOCK")]
     pub address: Option<PathBuf>,
@@ -232,6 +269,9 @@ pub struct UpArgs {
     /// Log level: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub log_level: String,
+    /// Serve in this very process: nothing starts it again, and mounted layers break when it dies
+    #[arg(long)]
+    pub no_keeper: bool,
 }
 
 /// `pantala status`.

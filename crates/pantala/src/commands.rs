@@ -1,6 +1,7 @@
 //! One module per command. Each turns flags and files into the settings of a library, and waits for it.
 
 pub mod image;
+pub mod keeper;
 pub mod node;
 pub mod scheduler;
 pub mod snapshotter;

@@ -13,6 +13,7 @@ mod node;
 mod out;
 mod ports;
 mod status;
+mod supervised;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -48,6 +49,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Completion { shell } = cli.command {
         return commands::completion(shell);
     }
+    // Both of these want a process with one thread.
+    if let Command::Keeper(args) = cli.command {
+        return commands::keeper::run(args);
+    }
+    if let Some(service) = supervised::service(&cli.command) {
+        return service.supervise();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match cli.command {
@@ -61,7 +69,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Node(args) => commands::node::run(args).await,
             Command::Up(args) => commands::up::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
-            Command::Completion { .. } => Ok(()),
+            Command::Completion { .. } | Command::Keeper(_) => Ok(()),
         }
     });
     // Blocking work that nobody waits for any more (a read of a dead disk) must not hold the exit back.

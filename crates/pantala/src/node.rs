@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, SOCKET_NAME, StatusSocket};
 use crate::ports;
+use crate::supervised::Succession;
 
 pub use cluster::{Cluster, Membership};
 pub use registries::Registries;
@@ -145,11 +146,16 @@ pub async fn run(
     ));
 
     let mut layers = None;
+    let mut hand_over = None;
     if let Some(lazy) = &settings.snapshotter {
+        let succession = Succession::prepare(&lazy.root, &shutdown).await?;
+        hand_over = Some(succession.hand_over.clone());
         let options = snapshotter::ServeOptions {
             address: lazy.address.clone(),
             root: lazy.root.clone(),
             config: lazy.config.clone(),
+            keep: succession.keep.clone(),
+            hand_over: succession.hand_over.clone(),
         };
         let running = snapshotter::start(options, Arc::clone(&opener), client.clone(), stop.clone()).await?;
         layers = Some(running.handle());
@@ -172,7 +178,9 @@ pub async fn run(
     notify_systemd("READY=1");
 
     stop.cancelled().await;
-    notify_systemd("STOPPING=1");
+    if !hand_over.is_some_and(|hand_over| hand_over.is_cancelled()) {
+        notify_systemd("STOPPING=1");
+    }
     tasks.close();
     tasks.wait().await;
     cluster.leave().await;

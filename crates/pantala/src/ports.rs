@@ -62,6 +62,23 @@ pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
     Ok(token)
 }
 
+/// Cancels `hand_over` and then `shutdown` on SIGUSR2: the supervisor wants another process to go on.
+///
+/// # Errors
+/// If the signal cannot be watched.
+pub fn hand_over_on_signal(hand_over: CancellationToken, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut wish = signal(SignalKind::user_defined2()).context("cannot watch SIGUSR2")?;
+    // Lives as long as the process, as the signal may come at any time.
+    tokio::spawn(async move {
+        if wish.recv().await.is_some() {
+            tracing::info!("handing over");
+            hand_over.cancel();
+            shutdown.cancel();
+        }
+    });
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

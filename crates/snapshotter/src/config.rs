@@ -5,14 +5,17 @@
 //! that would switch verification off are refused. A key that nobody knows is an error that tells the line
 //! and the nearest known key, because a misspelt key that is ignored is worse than none.
 
+mod disk;
 mod keys;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use lazyfs::mounter::{DriverChoice, UnknownDriver};
 use registry::{HostsConfig, Mirror};
 use serde::Deserialize;
 
@@ -27,6 +30,12 @@ pub const DEFAULT_CONFIG: &str = "/etc/containerd-stargz-grpc/config.toml";
 /// with it every other change on the node. Falling back costs more than some seconds: containerd then
 /// downloads this layer and all above it.
 const MAX_PREPARE_WAIT: Duration = Duration::from_secs(10);
+
+/// Longest wait of a read, unless the file says otherwise. Upstream's 300 s are more than a pod's probes wait.
+const DEFAULT_READ_DEADLINE: Duration = Duration::from_mins(1);
+
+/// stargz-snapshotter's default for keeping what it resolved.
+const DEFAULT_RESOLVED_FOR: Duration = Duration::from_mins(2);
 
 /// stargz-snapshotter's default for one request, in seconds.
 const DEFAULT_REQUEST_TIMEOUT: i64 = 30;
@@ -95,11 +104,35 @@ pub enum ConfigError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
-    /// The best that this kernel has.
+    /// The best that this machine can do.
     #[default]
     Auto,
+    /// EROFS, filled through fanotify. An error if this machine cannot.
+    Native,
     /// FUSE.
     Fuse,
+}
+
+impl From<Driver> for DriverChoice {
+    fn from(driver: Driver) -> Self {
+        match driver {
+            Driver::Auto => Self::Auto,
+            Driver::Native => Self::Native,
+            Driver::Fuse => Self::Fuse,
+        }
+    }
+}
+
+impl FromStr for Driver {
+    type Err = UnknownDriver;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDriver> {
+        Ok(match text.parse()? {
+            DriverChoice::Auto => Self::Auto,
+            DriverChoice::Native => Self::Native,
+            DriverChoice::Fuse => Self::Fuse,
+        })
+    }
 }
 
 /// What the snapshotter does.
@@ -115,6 +148,14 @@ pub struct Config {
     pub background_fetch: bool,
     /// How long `Prepare` waits for the network.
     pub prepare_wait: Duration,
+    /// Longest time that a read in a container waits for its bytes before it gets an I/O error.
+    pub read_deadline: Duration,
+    /// How long the layers of an image are held open after one of them was named.
+    pub resolved_for: Duration,
+    /// Most bytes that lazy layers may take on disk; `None` for as many as `keep_free` leaves.
+    pub disk_budget: Option<u64>,
+    /// Percent of the file system that they leave to others; `None` for the default.
+    pub keep_free: Option<u8>,
     /// Mirrors.
     pub hosts: HostsConfig,
     /// containerd's own socket.
@@ -143,6 +184,10 @@ impl Default for Config {
             prefetch_size: 0,
             background_fetch: true,
             prepare_wait: file.prepare_wait(),
+            read_deadline: file.blob.read_deadline(),
+            resolved_for: file.resolved_for(),
+            disk_budget: None,
+            keep_free: None,
             hosts: HostsConfig::default(),
             containerd_address: file.containerd_address,
             warnings: Vec::new(),
@@ -197,6 +242,14 @@ impl Config {
             prefetch_size: u64::try_from(file.prefetch_size).unwrap_or(0),
             background_fetch: !file.no_background_fetch,
             prepare_wait: file.prepare_wait(),
+            read_deadline: file.blob.read_deadline(),
+            resolved_for: file.resolved_for(),
+            disk_budget: file.pantala.disk.budget().map_err(wrong("pantala.disk.budget".to_owned()))?,
+            keep_free: file
+                .pantala
+                .disk
+                .keep_free()
+                .map_err(wrong("pantala.disk.keep_free_percent".to_owned()))?,
             hosts,
             containerd_address: file.containerd_address,
             warnings,
@@ -213,7 +266,29 @@ struct File {
     noprefetch: bool,
     prefetch_size: i64,
     no_background_fetch: bool,
+    resolve_result_entry_ttl_sec: i64,
     resolver: ResolverTable,
+    blob: BlobTable,
+    pantala: OwnTable,
+}
+
+/// What upstream does not have.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct OwnTable {
+    disk: disk::DiskTable,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct BlobTable {
+    fetching_timeout_sec: i64,
+}
+
+impl BlobTable {
+    fn read_deadline(&self) -> Duration {
+        seconds(self.fetching_timeout_sec).unwrap_or(DEFAULT_READ_DEADLINE)
+    }
 }
 
 #[derive(Deserialize)]
@@ -255,7 +330,10 @@ impl Default for File {
             noprefetch: false,
             prefetch_size: 0,
             no_background_fetch: false,
+            resolve_result_entry_ttl_sec: 0,
             resolver: ResolverTable::default(),
+            blob: BlobTable::default(),
+            pantala: OwnTable::default(),
         }
     }
 }
@@ -267,6 +345,11 @@ impl Default for ResolverTable {
 }
 
 impl File {
+    /// As upstream, zero is the default.
+    fn resolved_for(&self) -> Duration {
+        seconds(self.resolve_result_entry_ttl_sec).unwrap_or(DEFAULT_RESOLVED_FOR)
+    }
+
     /// Zero and less mean "no limit" upstream; a `Prepare` has one always.
     fn prepare_wait(&self) -> Duration {
         seconds(self.resolver.request_timeout_sec).map_or(MAX_PREPARE_WAIT, |wait| wait.min(MAX_PREPARE_WAIT))

@@ -4,6 +4,7 @@
 //! belongs to a snapshot if the metadata says so, and to nobody otherwise; what belongs to nobody is deleted
 //! by [`Dirs::delete`], never through a mount.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -165,19 +166,21 @@ impl Dirs {
         }
     }
 
-    /// Takes away every mount below the directory of snapshots: those of a process that died. Blocks.
+    /// Takes away every mount below the directory of snapshots that is not on the files of one of `lazy`. Who has
+    /// files open there keeps them. Blocks.
     ///
     /// # Errors
     /// That the mount table cannot be read, or a mount stays.
-    pub fn unmount_stale(&self) -> Result<usize, DirError> {
+    pub fn unmount_others(&self, lazy: &[u64]) -> Result<usize, DirError> {
         let table = Path::new("/proc/self/mountinfo");
         let text = fs::read_to_string(table).map_err(DirError::at("reading", table))?;
         let ours = self.snapshots();
+        let kept: HashSet<PathBuf> = lazy.iter().map(|id| self.fs(*id)).collect();
         let mut points: Vec<PathBuf> = text
             .lines()
             .filter_map(|line| line.split(' ').nth(4))
             .map(|point| PathBuf::from(unescape(point)))
-            .filter(|point| point.starts_with(&ours))
+            .filter(|point| point.starts_with(&ours) && !kept.contains(point))
             .collect();
         points.dedup();
         for point in points.iter().rev() {

@@ -15,6 +15,8 @@ use rustix::io::Errno;
 const FUSE: &str = "/dev/fuse";
 /// Its device number, from the kernel's list of devices: a misc device, minor 229.
 const FUSE_NUMBER: (u32, u32) = (10, 229);
+/// The first release of Linux that tells of reads before they happen.
+const NATIVE: (u32, u32) = (6, 14);
 /// Number of the capability that mounts need, from `linux/capability.h`.
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -23,13 +25,16 @@ const CAP_SYS_ADMIN: u32 = 21;
 #[error("this machine cannot mount layers here: {0}")]
 pub struct HostError(String);
 
-/// Looks whether this process may mount, and whether FUSE is there. Needs no directory. Blocks shortly.
+/// Looks whether this process may mount, and whether there is FUSE or a kernel that may do without: whether that
+/// really can is tried later, since it needs a directory. Needs none itself. Blocks shortly.
 ///
 /// # Errors
 /// All that is missing, and what to do about it.
 pub fn check_host() -> Result<(), HostError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    told(&[capability(&status), fuse(Path::new(FUSE))])
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let fuse = if may_be_native(&release) { None } else { fuse(Path::new(FUSE)) };
+    told(&[capability(&status), fuse])
 }
 
 /// Looks whether an overlay can be mounted whose files lie in `root`, which must exist: `tried` is what a
@@ -57,6 +62,13 @@ fn capability(status: &str) -> Option<String> {
          CapabilityBoundingSet; in a container: --privileged, or --cap-add SYS_ADMIN --device /dev/fuse)"
             .to_owned()
     })
+}
+
+/// Whether a kernel of this release may show layers without FUSE.
+fn may_be_native(release: &str) -> bool {
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(NATIVE.0), Some(NATIVE.1))
 }
 
 fn fuse(device: &Path) -> Option<String> {
@@ -122,6 +134,12 @@ mod tests {
         assert!(missing.contains("modprobe fuse"), "{missing}");
         let wrong = fuse(Path::new("/dev/null")).unwrap();
         assert!(wrong.contains("mknod"), "{wrong}");
+    }
+
+    #[test]
+    fn only_a_new_kernel_may_do_without_fuse() {
+        assert!(may_be_native("6.14.0-rc1") && may_be_native("6.18.44-x") && may_be_native("7.0"));
+        assert!(!may_be_native("6.13.9") && !may_be_native("5.15.0-91-generic") && !may_be_native("odd"));
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
 /// The layer's own diffID (containerd 2.4). The lowest layer's chain ID is its diffID.
 pub const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 
+/// Digest of the image's manifest, if the client is CRI.
+pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+
 /// Names of image reference and layer digest: CRI's first, then those of `ctr-remote`.
 const IMAGE_LABELS: [(&str, &str); 2] = [
     ("containerd.io/snapshot/cri.image-ref", "containerd.io/snapshot/cri.layer-digest"),

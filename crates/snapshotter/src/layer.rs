@@ -37,10 +37,30 @@ pub trait LayerBackend: Send + Sync + 'static {
     /// That nobody has it, or that it is not what `source` says.
     async fn open(&self, source: &LayerSource) -> Result<Arc<dyn OpenLayer>, LayerError>;
 
+    /// All layers of the image that `source` is one of, as its manifest tells them: those that can be mounted lazily.
+    /// `manifest` is the manifest's digest, if the client told it.
+    ///
+    /// # Errors
+    /// That the manifest cannot be had, or does not name the layer.
+    async fn neighbours(
+        &self,
+        source: &LayerSource,
+        manifest: Option<Digest>,
+    ) -> Result<Vec<LayerSource>, LayerError> {
+        let _ = (source, manifest);
+        Ok(Vec::new())
+    }
+
     /// Deletes what lies on disk for layers that nobody uses and whose table of contents is not in `keep`.
     async fn keep_only(&self, keep: HashSet<Digest>);
 
-    /// Makes durable what was fetched, and ends all work. Mounts are gone by then.
+    /// Serves what a process before mounted, what has no mountpoint any more, and what is still read.
+    async fn serve_orphans(&self) {}
+
+    /// Another process goes on: nothing that is mounted is unmounted from now on, by dropping neither.
+    async fn hand_over(&self) {}
+
+    /// Makes durable what was fetched, and ends all work, in bounded time. Mounts are gone by then, or handed over.
     async fn shut_down(&self);
 }
 
@@ -52,6 +72,15 @@ pub trait OpenLayer: Send + Sync {
     /// # Errors
     /// That the kernel refuses.
     async fn mount(&self, at: &Path) -> Result<Box<dyn LayerMount>, LayerError>;
+
+    /// What a process before mounted at `at`, if that is this layer and can be served on.
+    ///
+    /// # Errors
+    /// That it cannot be found out.
+    async fn take_over(&self, at: &Path) -> Result<Option<Box<dyn LayerMount>>, LayerError> {
+        let _ = at;
+        Ok(None)
+    }
 
     /// How much of it is here.
     fn progress(&self) -> Progress;

@@ -182,9 +182,14 @@ impl MountTable {
             () = self.stop.cancelled() => return Err(LayerError("the snapshotter is shutting down".into())),
             opened = self.backend.open(source) => opened?,
         };
+        match layer.take_over(&self.dirs.fs(id)).await {
+            Ok(Some(mount)) => return Ok(Mounted::new(layer, mount)),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(id, %error, "a lazy layer cannot be taken over: mounting it anew"),
+        }
         let dirs = self.dirs.clone();
         let at = tokio::task::spawn_blocking(move || {
-            // Whatever lies there is dead, else the table would know it.
+            // Whatever lies there is dead or another's, else it would have been taken over.
             dirs.unmount(id).map_err(|error| LayerError(error.to_string()))?;
             let at = dirs.fs(id);
             std::fs::create_dir_all(&at).map_err(|error| LayerError(error.to_string()))?;

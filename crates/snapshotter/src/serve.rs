@@ -9,6 +9,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use content::{ContentOpener, Digest};
+use lazyfs::MountError;
+use lazyfs::keeper::{Keep, KeepHere};
+use lazyfs::mounter::{DriverChoice, Mounter, MounterOptions};
 use proto::containerd::snapshots::snapshots_server::SnapshotsServer;
 use serde::Serialize;
 use tokio::task::JoinHandle;
@@ -39,6 +42,10 @@ pub struct ServeOptions {
     pub root: PathBuf,
     /// What stargz-snapshotter's `config.toml` says.
     pub config: Config,
+    /// Who keeps descriptors for the process after this one; nobody, if there is no keeper.
+    pub keep: Option<Arc<dyn lazyfs::keeper::Keep>>,
+    /// Cancelled before the stop if another process goes on with everything that is mounted.
+    pub hand_over: CancellationToken,
 }
 
 /// Why the snapshotter does not serve.
@@ -53,6 +60,9 @@ pub enum ServeError {
     /// The database of snapshots.
     #[error(transparent)]
     Meta(#[from] MetaError),
+    /// No driver works here, or the chosen one does not.
+    #[error(transparent)]
+    Driver(#[from] MountError),
     /// The store of lazy layers.
     #[error("the store of lazy layers: {0}")]
     Layers(#[from] LayerError),
@@ -82,7 +92,7 @@ pub struct MountedLayer {
     pub toc: Digest,
     /// Whether it is mounted now.
     pub mounted: bool,
-    /// How the kernel asks for its bytes: `fuse`; empty if it is not mounted.
+    /// How the kernel asks for its bytes: `native` or `fuse`; empty if it is not mounted.
     pub driver: &'static str,
     /// Bytes of all files, uncompressed.
     pub size: u64,
@@ -133,6 +143,7 @@ pub struct Running {
     snapshots: Arc<Snapshots>,
     server: JoinHandle<Result<(), String>>,
     socket: Socket,
+    hand_over: CancellationToken,
 }
 
 impl Running {
@@ -141,13 +152,13 @@ impl Running {
         Handle(Arc::downgrade(&self.snapshots))
     }
 
-    /// Waits until it was told to stop, and has left nothing behind.
+    /// Waits until it was told to stop, and has left nothing behind but what another process goes on with.
     ///
     /// # Errors
     /// [`ServeError::Server`] if it stopped by itself.
     pub async fn stopped(self) -> Result<(), ServeError> {
         let ended = self.server.await;
-        self.snapshots.shut_down().await;
+        self.snapshots.shut_down(self.hand_over.is_cancelled()).await;
         drop(self.socket);
         match ended {
             Ok(Ok(())) => Ok(()),
@@ -186,12 +197,26 @@ pub async fn start(
     checked.await.map_err(|error| ServeError::Server(error.to_string()))??;
     let layers = options.root.join("layers");
     let config = options.config.clone();
+    // Without a keeper nothing outlives this process, and a native mount must not outlive what guards its holes.
+    let (kept, keep) = match options.keep {
+        Some(keep) => (true, keep),
+        None => (false, Arc::new(KeepHere::default()) as Arc<dyn Keep>),
+    };
+    let choice = match DriverChoice::from(config.driver) {
+        DriverChoice::Auto if !kept => DriverChoice::Fuse,
+        choice => choice,
+    };
+    let scratch = layers.join("probe");
+    let mounter = Mounter::start(MounterOptions { choice, keep: Arc::clone(&keep), scratch }).await?;
     let backend = move |overlay: &Overlay| -> Result<Arc<dyn LayerBackend>, LayerError> {
-        let backend = LazyBackend::open(&layers, &config, overlay.uses_user_xattr(), opener, &client)?;
+        let with = (mounter, keep);
+        let backend = LazyBackend::open(&layers, &config, overlay.uses_user_xattr(), with, opener, &client)?;
         Ok(Arc::new(backend))
     };
-    let limits = Limits { prepare_wait: options.config.prepare_wait };
-    start_with(&options.address, &options.root, limits, backend, stop).await
+    let Config { prepare_wait, resolved_for, .. } = options.config;
+    let limits = Limits { prepare_wait, resolved_for };
+    let running = start_with(&options.address, &options.root, limits, backend, stop).await?;
+    Ok(Running { hand_over: options.hand_over, ..running })
 }
 
 /// Starts the snapshotter, and waits for its end.
@@ -237,7 +262,7 @@ pub async fn start_with(
     let (socket, listener) = match listening.await {
         Ok(listening) => listening,
         Err(error) => {
-            snapshots.shut_down().await;
+            snapshots.shut_down(false).await;
             return Err(error);
         }
     };
@@ -262,5 +287,5 @@ pub async fn start_with(
         }
     });
     tracing::info!(address = %address.display(), "the snapshotter is ready");
-    Ok(Running { snapshots, server, socket })
+    Ok(Running { snapshots, server, socket, hand_over: CancellationToken::new() })
 }

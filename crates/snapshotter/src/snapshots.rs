@@ -10,6 +10,7 @@
 //! Layers that are mounted lazily are prepared in [`remote`], brought back after a restart in [`restore`].
 
 mod remote;
+mod resolve;
 mod restore;
 
 use std::sync::Arc;
@@ -78,6 +79,8 @@ pub struct Limits {
     /// How long `Prepare` waits for a layer's table of contents before it falls back to an ordinary layer.
     /// containerd's garbage collection, and with it every other change on the node, waits as long.
     pub prepare_wait: Duration,
+    /// How long the layers of an image are held open after one of them was named. Zero: only the one is opened.
+    pub resolved_for: Duration,
 }
 
 /// A lazy layer, as `pantala status` shows it.
@@ -106,6 +109,7 @@ pub struct Snapshots {
     /// under way and go on adding.
     removals: TaskTracker,
     resolving: Arc<tokio::sync::Semaphore>,
+    resolver: resolve::Resolver,
     stop: CancellationToken,
 }
 
@@ -120,12 +124,14 @@ impl Snapshots {
         stop: CancellationToken,
     ) -> Self {
         let tasks = TaskTracker::new();
+        let held_for = limits.resolved_for;
+        let resolver = resolve::Resolver::new(Arc::clone(&backend), held_for, tasks.clone(), stop.clone());
         let table = Arc::new(MountTable::new(backend, dirs.clone(), tasks.clone(), stop.clone()));
         let resolving = Arc::new(tokio::sync::Semaphore::new(remote::RESOLVES_AT_ONCE));
         let removals = TaskTracker::new();
         removals.close();
         let usages = UsageCache::default();
-        Self { meta, dirs, overlay, table, usages, limits, tasks, removals, resolving, stop }
+        Self { meta, dirs, overlay, table, usages, limits, tasks, removals, resolving, resolver, stop }
     }
 
     /// Runs `work` on a blocking thread. It runs to its end even if the caller goes away.
@@ -356,17 +362,23 @@ impl Snapshots {
         &self.dirs
     }
 
-    /// Ends all background work and takes every lazy layer out of the directory tree. What was fetched
-    /// stays on disk.
-    pub async fn shut_down(&self) {
+    /// Ends all background work and takes every lazy layer out of the directory tree, unless another process goes on
+    /// (`stays`). What was fetched stays on disk. Ends in bounded time.
+    pub async fn shut_down(&self, stays: bool) {
         self.stop.cancel();
-        self.unmount_all().await;
+        if stays {
+            self.table.backend().hand_over().await;
+        } else {
+            self.unmount_all().await;
+        }
         self.tasks.close();
         let ending = async { tokio::join!(self.tasks.wait(), self.removals.wait()) };
         if tokio::time::timeout(SHUTDOWN_WAIT, ending).await.is_err() {
             tracing::warn!("background work of the snapshotter did not end in time");
         }
-        self.unmount_all().await; // what was being mounted meanwhile
+        if !stays {
+            self.unmount_all().await; // what was being mounted meanwhile
+        }
         self.table.backend().shut_down().await;
     }
 

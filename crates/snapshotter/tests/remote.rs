@@ -253,7 +253,8 @@ async fn what_no_snapshot_owns_goes_at_start() {
 async fn a_second_snapshotter_is_told_who_is_there() {
     let mut lab = Lab::start().await;
     let start = |socket: std::path::PathBuf, root: std::path::PathBuf| async move {
-        let limits = snapshotter::Limits { prepare_wait: Duration::from_secs(1) };
+        let limits =
+            snapshotter::Limits { prepare_wait: Duration::from_secs(1), resolved_for: Duration::ZERO };
         let none = |_: &snapshotter::Overlay| Err(snapshotter::LayerError("not reached".into()));
         let stop = tokio_util::sync::CancellationToken::new();
         snapshotter::start_with(&socket, &root, limits, none, stop).await.err().unwrap().to_string()
@@ -262,4 +263,62 @@ async fn a_second_snapshotter_is_told_who_is_there() {
     assert!(same_root.contains("in use by another process"), "{same_root}");
     lab.stop().await;
     drop(Arc::clone(&lab.layers));
+}
+
+/// Waits until so many layers were opened, and sees that no more are.
+async fn opened(lab: &Lab, count: usize) {
+    for _ in 0..400 {
+        if lab.layers.opened.load(Ordering::SeqCst) >= count {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(lab.layers.opened.load(Ordering::SeqCst), count);
+}
+
+#[tokio::test]
+async fn the_first_layer_of_an_image_has_all_of_them_opened() {
+    if !is_root() {
+        return;
+    }
+    let mut lab = Lab::start().await;
+    *lab.layers.image.lock().unwrap() = vec!["l0", "l1", "l2"];
+    assert_eq!(code(lab.client.prepare_with("k0", "", lazy("c0", "l0")).await), Code::AlreadyExists);
+    opened(&lab, 3).await;
+    // What is mounted is opened by its own request too; the manifest is asked for once.
+    assert_eq!(code(lab.client.prepare_with("k1", "c0", lazy("c1", "l1")).await), Code::AlreadyExists);
+    assert_eq!(code(lab.client.prepare_with("k2", "c1", lazy("c2", "l2")).await), Code::AlreadyExists);
+    opened(&lab, 5).await;
+    assert_eq!(lab.layers.manifests.load(Ordering::SeqCst), 1);
+    let started = std::time::Instant::now();
+    lab.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(5), "what is held open was waited for");
+}
+
+#[tokio::test]
+async fn an_image_without_a_manifest_and_layers_that_fail_harm_nobody() {
+    if !is_root() {
+        return;
+    }
+    let mut lab = Lab::start().await;
+    // Nobody has the manifest.
+    assert_eq!(code(lab.client.prepare_with("k0", "", lazy("c0", "l0")).await), Code::AlreadyExists);
+    opened(&lab, 1).await;
+    assert_eq!(lab.layers.manifests.load(Ordering::SeqCst), 1);
+    // The neighbours of another image cannot be opened, and do not hold its layer up.
+    *lab.layers.image.lock().unwrap() = vec!["l3", "l4", "l5"];
+    lab.layers.held.store(true, Ordering::SeqCst);
+    let mut other = lazy("c3", "l3");
+    other.insert("containerd.io/snapshot/cri.image-ref".into(), "registry.example/other:1".into());
+    let client = lab.client.clone();
+    let preparing = tokio::spawn(async move { client.prepare_with("k3", "c0", other).await });
+    lab.layers.waiting.acquire_many(3).await.unwrap().forget();
+    lab.layers.held.store(false, Ordering::SeqCst);
+    lab.layers.broken.store(true, Ordering::SeqCst);
+    lab.layers.gate.add_permits(3);
+    // Broken for all: an ordinary layer, as without neighbours.
+    preparing.await.unwrap().unwrap();
+    assert_eq!(lab.client.stat("k3").await.unwrap().kind(), Kind::Active);
+    lab.stop().await;
 }

@@ -26,8 +26,8 @@ pub(super) struct Found<'a> {
 
 impl<'a> Found<'a> {
     pub(super) const fn node(&self) -> Node<'a> {
-        let RawInode { mode, uid, gid, mtime, .. } = self.raw;
-        Node { kind: self.kind, mode: mode & 0o7777, uid, gid, mtime }
+        let RawInode { mode, uid, gid, mtime, mtime_nanos, .. } = self.raw;
+        Node { kind: self.kind, mode: mode & 0o7777, uid, gid, mtime, mtime_nanos }
     }
 }
 

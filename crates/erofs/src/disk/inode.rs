@@ -8,13 +8,15 @@
 //! | 16 | block, device number or chunk format | by type |
 //! | 20 | running number | for 32-bit programs |
 //! | 24, 28 | owner, group | |
-//! | 32, 40 | modification time, nanoseconds | 0 |
+//! | 32, 40 | modification time, nanoseconds | less than a second: more would be carried over silently |
 //! | 44 | number of names | |
 
 use super::{array, put};
 use crate::tree::Kind;
 
 const LEN: usize = 64;
+/// Nanoseconds.
+pub(crate) const SECOND: u32 = 1_000_000_000;
 
 /// Where the content is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,13 +118,14 @@ pub(crate) struct RawInode {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) mtime: i64,
+    pub(crate) mtime_nanos: u32,
     pub(crate) links: u32,
 }
 
 impl RawInode {
     pub(crate) fn encode(&self) -> [u8; LEN] {
         let mut record = [0; LEN];
-        let fields: [(usize, &[u8]); 10] = [
+        let fields: [(usize, &[u8]); 11] = [
             (0, &self.layout.format().to_le_bytes()),
             (2, &self.xattr_units.to_le_bytes()),
             (4, &self.mode.to_le_bytes()),
@@ -132,6 +135,7 @@ impl RawInode {
             (24, &self.uid.to_le_bytes()),
             (28, &self.gid.to_le_bytes()),
             (32, &self.mtime.to_le_bytes()),
+            (40, &self.mtime_nanos.to_le_bytes()),
             (44, &self.links.to_le_bytes()),
         ];
         for (at, bytes) in fields {
@@ -158,6 +162,7 @@ impl RawInode {
             uid: long(24)?,
             gid: long(28)?,
             mtime: array(record, 32).map(i64::from_le_bytes)?,
+            mtime_nanos: long(40).filter(|nanos| *nanos < SECOND)?,
             links: long(44)?,
         };
         (found.encode() == *record).then_some(found)
@@ -180,6 +185,7 @@ mod tests {
             uid: u32::MAX - 1,
             gid: 7,
             mtime: -5,
+            mtime_nanos: 7,
             links: 2,
         };
         let record = inode.encode();
@@ -187,7 +193,7 @@ mod tests {
             &[9, 0, 2, 1, 0xED, 0x89, 0, 0][..],
             &[0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 0],
             &[0x21, 0, 0, 0, 5, 0, 0, 0, 0xFE, 0xFF, 0xFF, 0xFF, 7, 0, 0, 0],
-            &[0xFB, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 2, 0, 0, 0],
+            &[0xFB, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 7, 0, 0, 0, 2, 0, 0, 0],
             &[0; 16],
         ];
         assert_eq!(record[..], expected.concat());
@@ -206,9 +212,10 @@ mod tests {
             uid: 0,
             gid: 0,
             mtime: 0,
+            mtime_nanos: 0,
             links: 1,
         };
-        for at in (0..2).chain(6..8).chain(40..44).chain(48..64) {
+        for at in (0..2).chain(6..8).chain(43..44).chain(48..64) {
             let mut record = inode.encode();
             record[at] ^= 0x80;
             assert_eq!(RawInode::decode(&record), None, "byte {at}");

@@ -97,6 +97,7 @@ fn emit_inode<T: Tree>(
         uid: node.uid,
         gid: node.gid,
         mtime: node.mtime,
+        mtime_nanos: node.mtime_nanos,
         links: item.links,
     };
     image.put(at, &inode.encode())

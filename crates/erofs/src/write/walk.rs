@@ -74,6 +74,9 @@ fn add<T: Tree>(plan: &mut Plan<'_>, tree: &T, number: u32, parent: u32) -> Resu
 
 /// Checks what a node says of itself. The blocks of a file that has some.
 fn check(node: &Node<'_>, options: &Options) -> Result<Option<(u64, u64)>, Problem> {
+    if node.mtime_nanos >= crate::disk::SECOND {
+        return Err(Problem::Nanoseconds(node.mtime_nanos));
+    }
     if node.mode > 0o7777 {
         return Err(Problem::Mode(node.mode));
     }

@@ -23,6 +23,7 @@ pub struct ModelNode {
     pub uid: u32,
     pub gid: u32,
     pub mtime: i64,
+    pub nanos: u32,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -46,7 +47,7 @@ impl Model {
     /// A node without a name.
     pub fn push(&mut self, what: What) -> u32 {
         let (mode, uid, gid, mtime) = (0o755, 1000, 1001, 1_700_000_000);
-        self.nodes.push(ModelNode { what, mode, uid, gid, mtime, xattrs: Vec::new() });
+        self.nodes.push(ModelNode { what, mode, uid, gid, mtime, nanos: 0, xattrs: Vec::new() });
         u32::try_from(self.nodes.len() - 1).unwrap()
     }
 
@@ -159,8 +160,8 @@ impl Model {
             let mut xattrs: Vec<_> =
                 image.xattrs(nid).into_iter().map(|(name, value)| (name, value.to_vec())).collect();
             xattrs.sort();
-            let Node { mode, uid, gid, mtime, .. } = node;
-            nodes.push(ModelNode { what, mode, uid, gid, mtime, xattrs });
+            let Node { mode, uid, gid, mtime, mtime_nanos: nanos, .. } = node;
+            nodes.push(ModelNode { what, mode, uid, gid, mtime, nanos, xattrs });
             next += 1;
         }
         Self { nodes, data_len }
@@ -187,7 +188,14 @@ impl Tree for Model {
             What::Fifo => Kind::Fifo,
             What::Socket => Kind::Socket,
         };
-        Some(Node { kind, mode: node.mode, uid: node.uid, gid: node.gid, mtime: node.mtime })
+        Some(Node {
+            kind,
+            mode: node.mode,
+            uid: node.uid,
+            gid: node.gid,
+            mtime: node.mtime,
+            mtime_nanos: node.nanos,
+        })
     }
 
     fn children(&self, number: u32) -> impl Iterator<Item = (&[u8], u32)> {

@@ -220,7 +220,7 @@ impl Comparison<'_> {
             (seen.atime(), seen.atime_nsec()),
             (seen.ctime(), seen.ctime_nsec()),
         ];
-        assert_eq!(times, [(node.mtime, 0); 3], "{node:?}");
+        assert_eq!(times, [(node.mtime, i64::from(node.nanos)); 3], "{node:?}");
         assert_eq!(seen.nlink(), u64::from(self.links[number as usize]), "{node:?}");
         match &node.what {
             What::Regular { size, address } => {

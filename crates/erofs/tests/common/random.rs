@@ -137,6 +137,7 @@ fn grow(seeds: &[Seed]) -> Model {
         let number = model.add(parent, &seed.name, what);
         let node = model.at(number);
         (node.mode, node.mtime) = (seed.mode, seed.mtime);
+        node.nanos = (seed.mtime.unsigned_abs() % 3) as u32 * 499_999_999;
         (node.uid, node.gid) = seed.owner;
         let mut names = HashSet::new();
         node.xattrs.clone_from(&seed.xattrs);

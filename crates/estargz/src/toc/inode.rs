@@ -53,9 +53,17 @@ impl<'a> Inode<'a> {
         toc.owners.get(usize::from(number).checked_sub(1)?).map(|name| toc.string(*name))
     }
 
-    /// Modification time in whole seconds since 1970; the format has no finer one.
+    /// Modification time in whole seconds since 1970, rounded down.
     pub const fn mtime(&self) -> i64 {
         self.node.mtime
+    }
+
+    /// Nanoseconds of the modification time, to be added to [`Inode::mtime`]. Most tools write none: eStargz rounds to
+    /// seconds, containers/storage keeps what the tar has.
+    pub fn mtime_nanos(&self) -> u32 {
+        let nanos = &self.toc.nanos;
+        let at = nanos.binary_search_by_key(&self.number, |(inode, _)| *inode);
+        at.ok().and_then(|at| nanos.get(at)).map_or(0, |(_, nanos)| *nanos)
     }
 
     /// Bytes of a regular file, length of a symbolic link's target, else 0.

@@ -136,7 +136,8 @@ impl EntryReader<'_> {
         raw.node.mode = u16::try_from(entry.mode & 0o7777).unwrap_or(0);
         (raw.node.uid, raw.node.gid) = (uid, gid);
         (raw.node.user, raw.node.group) = (user, group);
-        raw.node.mtime = mtime(&entry.modtime)?;
+        let nanos;
+        (raw.node.mtime, nanos) = mtime(&entry.modtime)?;
         let size = unsigned(entry.size, "size")?;
         self.xattrs(entry, &mut raw)?;
         match kind {
@@ -158,6 +159,9 @@ impl EntryReader<'_> {
         }
         let hidden = landmark.is_some() || self.tree.bytes(path) == TOC_NAME.as_bytes();
         let number = if hidden { None } else { Some(self.tree.push(raw)) };
+        if let Some(number) = number.filter(|_| nanos > 0) {
+            self.tree.push_nanos(number, nanos);
+        }
         if let Some(landmark) = landmark {
             self.tree.landmark = landmark;
         }
@@ -304,10 +308,11 @@ pub(crate) fn is_overlay_xattr(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
-/// Whole seconds since 1970. Tools leave out the time 0.
-fn mtime(text: &str) -> Result<i64, EntryProblem> {
+/// Whole seconds since 1970, and nanoseconds after them. Tools leave out the time 0.
+fn mtime(text: &str) -> Result<(i64, u32), EntryProblem> {
     if text.is_empty() {
-        return Ok(0);
+        return Ok((0, 0));
     }
-    OffsetDateTime::parse(text, &Rfc3339).map(OffsetDateTime::unix_timestamp).map_err(|_| EntryProblem::Time)
+    let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| EntryProblem::Time)?;
+    Ok((time.unix_timestamp(), time.nanosecond()))
 }

@@ -14,6 +14,8 @@ use crate::path::{self, PathProblem};
 mod inodes;
 mod place;
 
+use inodes::by_inode;
+
 /// What an entry stands for.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
@@ -100,6 +102,8 @@ pub(super) struct Tree {
     xattrs: Vec<(Span, Span)>,
     /// Digests of whole files, by entry.
     digests: Vec<(u32, Digest)>,
+    /// Fractions of times, by entry.
+    nanos: Vec<(u32, u32)>,
     pub(super) owners: Owners,
     entries: u32,
 }
@@ -116,6 +120,7 @@ impl Tree {
             chunks: Vec::new(),
             xattrs: Vec::new(),
             digests: Vec::new(),
+            nanos: Vec::new(),
             owners: Owners::default(),
             entries: 0,
         }
@@ -177,6 +182,11 @@ impl Tree {
         self.digests.push((raw, digest));
     }
 
+    /// Nanoseconds of an entry's modification time.
+    pub(super) fn push_nanos(&mut self, raw: u32, nanos: u32) {
+        self.nanos.push((raw, nanos));
+    }
+
     pub(super) fn push_chunk(&mut self, chunk: RawChunk) -> Result<(), EntryProblem> {
         // Offset 0 is no member of a file: the first one holds that file's own tar header.
         let is_nowhere = chunk.blob_start == 0 && !chunk.is_zeros;
@@ -207,6 +217,7 @@ impl Tree {
         self.paths = Vec::new();
         let chunks = self.place_chunks(&inode_of_raw, &mut nodes);
         let digests = self.file_digests(&inode_of_raw);
+        let nanos = by_inode(std::mem::take(&mut self.nanos), &inode_of_raw);
         let file_bytes = nodes
             .iter()
             .filter(|node| node.kind == Kind::Regular)
@@ -225,6 +236,7 @@ impl Tree {
             strings: self.strings,
             owners,
             digests,
+            nanos,
             file_bytes,
         })
     }

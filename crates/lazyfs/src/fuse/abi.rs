@@ -60,16 +60,35 @@ pub mod op {
 /// Flags of INIT.
 pub mod init {
     #![allow(missing_docs)] // the names are the kernel's
-    pub const ASYNC_READ: u32 = 1 << 0;
-    pub const EXPORT_SUPPORT: u32 = 1 << 4;
-    pub const AUTO_INVAL_DATA: u32 = 1 << 12;
-    pub const DO_READDIRPLUS: u32 = 1 << 13;
-    pub const READDIRPLUS_AUTO: u32 = 1 << 14;
-    pub const NO_OPEN_SUPPORT: u32 = 1 << 17;
-    pub const PARALLEL_DIROPS: u32 = 1 << 18;
-    pub const MAX_PAGES: u32 = 1 << 22;
-    pub const CACHE_SYMLINKS: u32 = 1 << 23;
-    pub const NO_OPENDIR_SUPPORT: u32 = 1 << 24;
+    pub const ASYNC_READ: u64 = 1 << 0;
+    pub const EXPORT_SUPPORT: u64 = 1 << 4;
+    pub const AUTO_INVAL_DATA: u64 = 1 << 12;
+    pub const DO_READDIRPLUS: u64 = 1 << 13;
+    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
+    pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
+    pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub const POSIX_ACL: u64 = 1 << 20;
+    pub const MAX_PAGES: u64 = 1 << 22;
+    pub const CACHE_SYMLINKS: u64 = 1 << 23;
+    pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
+    /// The flags from bit 32 on are in a second number.
+    pub const INIT_EXT: u64 = 1 << 30;
+    /// Says that [`super::notify::RESEND`] works; nothing has to be agreed on.
+    pub const HAS_RESEND: u64 = 1 << 39;
+    /// Mounts may be shown with other owners (Linux 6.12), as containers in user namespaces want them.
+    pub const ALLOW_IDMAP: u64 = 1 << 40;
+}
+
+/// What the kernel can be told without having asked.
+pub mod notify {
+    /// Send again all requests that were taken and not answered (Linux 6.9). Their unique numbers get bit 63.
+    pub const RESEND: i32 = 7;
+}
+
+/// Something that the kernel is told without having asked: a number of [`notify`].
+pub fn notification(code: i32) -> [u8; OUT_HEADER] {
+    // No request has the number 0, and no error is positive.
+    out_header(0, -code, 0)
 }
 
 /// What `stat` shows of an inode.
@@ -185,10 +204,12 @@ impl Payload {
     }
 
     /// `struct fuse_init_out`, 64 bytes.
-    pub fn init_out(&mut self, minor: u32, max_readahead: u32, flags: u32, max_background: u16) -> &mut Self {
-        self.u32(MAJOR).u32(minor).u32(max_readahead).u32(flags);
+    pub fn init_out(&mut self, minor: u32, max_readahead: u32, flags: u64, max_background: u16) -> &mut Self {
+        let (low, high) = (flags & u64::from(u32::MAX), flags >> 32);
+        let half = |bits: u64| u32::try_from(bits).unwrap_or(0);
+        self.u32(MAJOR).u32(minor).u32(max_readahead).u32(half(low));
         self.u16(max_background).u16(max_background / 4 * 3);
-        self.u32(MAX_WRITE).u32(1).u16(MAX_PAGES).u16(0).u32(0);
+        self.u32(MAX_WRITE).u32(1).u16(MAX_PAGES).u16(0).u32(half(high));
         self.bytes(&[0; 28])
     }
 

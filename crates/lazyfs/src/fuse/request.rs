@@ -3,7 +3,7 @@
 //! The kernel is trusted with the machine, yet a descriptor can be handed over or fuzzed: nothing here can
 //! panic, and whatever is not understood is refused rather than guessed.
 
-use super::abi::{IN_HEADER, op};
+use super::abi::{IN_HEADER, init, op};
 
 /// What the kernel asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,7 +17,7 @@ pub enum Operation<'a> {
         /// Largest readahead in bytes that the kernel is willing to do.
         max_readahead: u32,
         /// What it offers, see [`super::abi::init`].
-        flags: u32,
+        flags: u64,
     },
     /// Find a name in a directory.
     Lookup {
@@ -141,13 +141,14 @@ impl<'a> Request<'a> {
 
     fn operation(opcode: u32, mut body: Fields<'a>) -> Option<Operation<'a>> {
         Some(match opcode {
-            op::INIT => Operation::Init {
-                major: body.u32()?,
-                minor: body.u32()?,
-                // Absent in the oldest versions, which are refused by their number.
-                max_readahead: body.u32().unwrap_or(0),
-                flags: body.u32().unwrap_or(0),
-            },
+            op::INIT => {
+                let (major, minor) = (body.u32()?, body.u32()?);
+                // Absent in the oldest versions, which are refused by their number; the last one until 5.17.
+                let max_readahead = body.u32().unwrap_or(0);
+                let low = u64::from(body.u32().unwrap_or(0));
+                let high = if low & init::INIT_EXT == 0 { 0 } else { body.u32().unwrap_or(0) };
+                Operation::Init { major, minor, max_readahead, flags: low | u64::from(high) << 32 }
+            }
             op::LOOKUP => Operation::Lookup { name: body.name()? },
             op::FORGET | op::BATCH_FORGET => Operation::Forget,
             op::GETATTR => Operation::GetAttr,

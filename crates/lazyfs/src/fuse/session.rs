@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use content::Urgency;
-use estargz::Kind;
+use estargz::{Kind, Toc};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -14,21 +15,26 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::MountOptions;
-use super::abi::{self, Attr, MAJOR, MINOR, OLDEST_MINOR, Payload, Validity, init, out_header};
+use super::abi::{
+    self, Attr, MAJOR, MINOR, OLDEST_MINOR, Payload, Validity, init, notification, notify, out_header,
+};
 use super::request::{Malformed, Operation, Request};
 use super::state::{self, State};
+use crate::error::LayerError;
 use crate::layer::Layer;
 use crate::tree::{OpaqueXattr, Tree};
 
 /// Room for one request. The kernel wants 8 KiB at least, and sends nothing longer: no write is allowed.
 const REQUEST: usize = 16 * 1024;
+/// Longest name of a file, as on disk file systems. The kernel lets 1024 bytes through to FUSE.
+const LONGEST_NAME: usize = 255;
 /// Reads that the kernel may have under way on its own account (readahead).
 const MAX_BACKGROUND: u16 = 64;
 /// Reply buffers that are kept for reuse by all mounts together.
 const SPARE_BUFFERS: usize = 4;
 
-/// What is asked of the kernel, if it offers it.
-const WANTED: u32 = init::ASYNC_READ
+/// What is asked of the kernel for every layer, if it offers it.
+const WANTED: u64 = init::ASYNC_READ
     | init::EXPORT_SUPPORT
     | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS
@@ -37,14 +43,19 @@ const WANTED: u32 = init::ASYNC_READ
     | init::PARALLEL_DIROPS
     | init::MAX_PAGES
     | init::CACHE_SYMLINKS
-    | init::NO_OPENDIR_SUPPORT;
+    | init::NO_OPENDIR_SUPPORT
+    | init::INIT_EXT
+    | init::ALLOW_IDMAP;
 
 /// One mount.
 pub(super) struct Session {
     device: OwnedFd,
     layer: Arc<Layer>,
+    toc: Arc<Toc>,
     opaque: OpaqueXattr,
     has_xattrs: bool,
+    /// What is asked of the kernel, if it offers it.
+    wanted: u64,
     state: State,
     runtime: Handle,
     tasks: TaskTracker,
@@ -53,6 +64,19 @@ pub(super) struct Session {
     waiting: Mutex<HashMap<u64, CancellationToken>>,
     /// `Some(true)` when the kernel and we agreed on a protocol, `Some(false)` when that is impossible.
     started: watch::Sender<Option<bool>>,
+    /// Whether the kernel can send again what was not answered.
+    resends: AtomicBool,
+    /// Another process goes on: what is not answered yet is its business.
+    left: AtomicBool,
+}
+
+/// How the service of a mount ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ended {
+    /// Nothing needs the file system any more.
+    Gone,
+    /// Somebody may need it still.
+    Left,
 }
 
 /// A request that must be answered. If it is dropped unanswered, the answer is an I/O error: whatever
@@ -87,20 +111,55 @@ impl Drop for Reply {
 }
 
 impl Session {
-    pub(super) fn new(device: OwnedFd, layer: Arc<Layer>, options: &MountOptions) -> Arc<Self> {
-        let has_xattrs = Tree::new(layer.toc(), options.opaque_xattr).has_xattrs();
-        Arc::new(Self {
+    /// A session with a kernel that will introduce itself.
+    pub(super) fn new(
+        device: OwnedFd,
+        layer: Arc<Layer>,
+        options: &MountOptions,
+    ) -> Result<Arc<Self>, LayerError> {
+        Self::with(device, layer, options, None)
+    }
+
+    /// A session that another process began. Whatever that left unanswered is asked again; on a kernel that
+    /// cannot, it is lost, and the second value says so.
+    pub(super) fn go_on(
+        device: OwnedFd,
+        layer: Arc<Layer>,
+        options: &MountOptions,
+    ) -> Result<(Arc<Self>, Result<(), Errno>), LayerError> {
+        let session = Self::with(device, layer, options, Some(true))?;
+        let asked = rustix::io::write(&session.device, &notification(notify::RESEND)).map(|_| ());
+        session.resends.store(asked.is_ok(), Ordering::Release);
+        Ok((session, asked))
+    }
+
+    fn with(
+        device: OwnedFd,
+        layer: Arc<Layer>,
+        options: &MountOptions,
+        started: Option<bool>,
+    ) -> Result<Arc<Self>, LayerError> {
+        let toc = layer.toc()?;
+        let tree = Tree::new(&toc, options.opaque_xattr);
+        let has_xattrs = tree.has_xattrs();
+        // Only where there are some: the kernel would ask for those of every file.
+        let wanted = if has_xattrs && tree.has_acls() { WANTED | init::POSIX_ACL } else { WANTED };
+        Ok(Arc::new(Self {
             device,
             opaque: options.opaque_xattr,
             has_xattrs,
+            wanted,
             state: State::new(options.layer_digest.unwrap_or(layer.layer_digest())),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             places: Arc::new(Semaphore::new(options.waiting_reads.max(1))),
             waiting: Mutex::default(),
-            started: watch::Sender::new(None),
+            started: watch::Sender::new(started),
+            resends: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             layer,
-        })
+            toc,
+        }))
     }
 
     pub(super) fn layer(&self) -> &Arc<Layer> {
@@ -119,27 +178,43 @@ impl Session {
         self.tasks.wait().await;
     }
 
-    /// Takes requests until the file system is gone.
-    pub(super) fn serve(self: &Arc<Self>) {
+    /// Answers nothing from now on but what is on its way already, so that another process finds every other
+    /// request. On a kernel that cannot ask again, everything goes on being answered as long as this process
+    /// lives.
+    pub(super) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire) && self.resends.load(Ordering::Acquire)
+    }
+
+    /// Takes requests until the file system is gone, or left to another process.
+    pub(super) fn serve(self: &Arc<Self>) -> Ended {
         let _context = self.runtime.enter();
         let mut buffer = vec![0; REQUEST];
-        loop {
+        let ended = loop {
             let len = match rustix::io::read(&self.device, buffer.as_mut_slice()) {
                 Ok(len) => len,
                 // A request that was withdrawn while it was being read, or a signal.
                 Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => continue,
-                Err(Errno::NODEV) => break,
+                Err(Errno::NODEV) => break Ended::Gone,
                 Err(error) => {
                     tracing::warn!(layer = %self.layer.layer_digest(), %error, "reading requests of a mount failed");
-                    break;
+                    break Ended::Left;
                 }
             };
+            if self.has_left() {
+                // Taken, but not answered: the next process is asked it again.
+                return Ended::Left;
+            }
             self.handle(buffer.get(..len).unwrap_or_default());
-        }
+        };
         // Nobody will read what is still being fetched.
         for token in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).values() {
             token.cancel();
         }
+        ended
     }
 
     /// Answers one request, or starts what will.
@@ -157,6 +232,7 @@ impl Session {
         let node = request.node;
         match request.operation {
             Operation::Init { major, minor, max_readahead, flags } => {
+                self.resends.store(flags & init::HAS_RESEND != 0, Ordering::Release);
                 self.init(reply(), major, minor, max_readahead, flags);
             }
             Operation::Lookup { name } => self.lookup(reply(), node, name),
@@ -185,7 +261,7 @@ impl Session {
                 sized(reply(), &names.collect::<Vec<u8>>(), size);
             }
             Operation::StatFs => {
-                let toc = self.layer.toc();
+                let toc = &self.toc;
                 let mut payload = Payload::default();
                 payload.statfs(toc.file_bytes(), u64::from(toc.inode_count()));
                 reply().data(&payload.finish());
@@ -202,10 +278,10 @@ impl Session {
     }
 
     fn tree(&self) -> Tree<'_> {
-        Tree::new(self.layer.toc(), self.opaque)
+        Tree::new(&self.toc, self.opaque)
     }
 
-    fn init(&self, reply: Reply, major: u32, minor: u32, max_readahead: u32, flags: u32) {
+    fn init(&self, reply: Reply, major: u32, minor: u32, max_readahead: u32, flags: u64) {
         if major > MAJOR {
             // The kernel will come again with our version.
             let mut payload = Payload::default();
@@ -222,7 +298,7 @@ impl Session {
             return reply.error(Errno::PROTO);
         }
         let mut payload = Payload::default();
-        payload.init_out(minor.min(MINOR), max_readahead, flags & WANTED, MAX_BACKGROUND);
+        payload.init_out(minor.min(MINOR), max_readahead, flags & self.wanted, MAX_BACKGROUND);
         reply.data(&payload.finish());
         self.started.send_replace(Some(true));
     }
@@ -249,6 +325,9 @@ impl Session {
     }
 
     fn lookup(&self, reply: Reply, parent: u64, name: &[u8]) {
+        if name.len() > LONGEST_NAME {
+            return reply.error(Errno::NAMETOOLONG);
+        }
         let mut payload = Payload::with_capacity(128);
         match self.find(parent, name).and_then(|node| self.attr(node)) {
             Some((attr, validity)) => payload.entry(&attr, validity, validity),
@@ -324,7 +403,7 @@ impl Session {
             return reply.data(&buffer.0);
         }
         drop(buffer);
-        let Some(leave) = self.leave() else { return };
+        let Some(permit) = self.permit() else { return };
         let interrupted = CancellationToken::new();
         let unique = reply.unique;
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(unique, interrupted.clone());
@@ -342,7 +421,7 @@ impl Session {
                     Some(Err(_)) => reply.error(Errno::IO),
                     None => reply.error(Errno::INTR),
                 }
-                drop(leave);
+                drop(permit);
             },
             &self.runtime,
         );
@@ -350,7 +429,7 @@ impl Session {
 
     /// A place among the waiting reads. When all are taken this thread waits for one: the kernel's queue
     /// holds the rest.
-    fn leave(&self) -> Option<OwnedSemaphorePermit> {
+    fn permit(&self) -> Option<OwnedSemaphorePermit> {
         let places = Arc::clone(&self.places);
         Arc::clone(&places)
             .try_acquire_owned()
@@ -370,6 +449,10 @@ impl Session {
     }
 
     fn write(&self, unique: u64, errno: i32, payload: &[u8]) {
+        // What fails because this process ends would not fail in the next one.
+        if errno != 0 && errno != Errno::INTR.raw_os_error() && self.has_left() {
+            return;
+        }
         let header = out_header(unique, errno, payload.len());
         match rustix::io::writev(&self.device, &[IoSlice::new(&header), IoSlice::new(payload)]) {
             // NOENT: the request was withdrawn. NODEV: the file system is gone.

@@ -6,22 +6,28 @@
 //! A run that nobody waits for is read as a stream, so that its first chunks are usable while the last are
 //! still on their way; one that somebody waits for is short and read at once.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use content::{ByteRange, Fault, ReadError, ReadErrorKind, Urgency};
+use bytes::Bytes;
+use content::{ByteRange, ByteStream, Fault, ReadError, ReadErrorKind, Urgency};
 use estargz::Chunk;
 use futures::StreamExt as _;
+use tokio::sync::SemaphorePermit;
 use tokio::task::JoinSet;
 
 use super::Core;
 use super::flight::{Outcome, Passenger, Run};
+use crate::buffers::Buffers;
 use crate::source::Opened;
 
 /// Inflated bytes that one job on the pool takes on: small files are not worth a job each.
 const JOB: u64 = 1 << 20;
+/// From so many bytes on a chunk that cannot be kept stays in the buffer that it was inflated in.
+const LARGE: usize = 512 << 10;
 
 /// Chunks of one run whose compressed bytes lie in one piece of memory.
 struct Job {
@@ -41,17 +47,29 @@ impl Core {
         let layer = Arc::clone(self);
         // The task ends with its source's answer or the deadline, and is awaited at shutdown.
         self.engine.tasks.spawn(async move {
+            // Who waits gets an error by then; who comes later begins anew.
+            let is_awaited = run.urgency == Urgency::Blocking;
+            let deadline = layer.engine.options.read_deadline;
+            let late = async {
+                if is_awaited {
+                    tokio::time::sleep(deadline).await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::select! {
                 () = layer.engine.stop.cancelled() => {}
                 () = run.unused.cancelled() => {}
                 () = layer.fly(&run, &first) => {}
+                () = late => run.fail(&late_by(deadline)),
             }
         });
     }
 
     /// Brings every chunk of a run home, or fails it.
     pub(super) async fn fly(self: &Arc<Self>, run: &Run, first: &Range<u32>) {
-        let Some(_permit) = self.engine.fetch_permit(run.urgency).await else { return };
+        let Some(permit) = self.engine.fetch_permit(run.urgency).await else { return };
+        let mut permit = Some(permit);
         // Somebody may have brought them while we waited for leave.
         let mut open: Vec<usize> = Vec::new();
         for (at, passenger) in run.passengers.iter().enumerate() {
@@ -69,7 +87,7 @@ impl Core {
             if open.is_empty() {
                 return;
             }
-            match self.attempt(run, first, &mut open, attempt).await {
+            match self.attempt(run, first, &mut open, attempt, &mut permit).await {
                 Ok(()) => {}
                 Err(failure) => {
                     let hopeless =
@@ -110,17 +128,21 @@ impl Core {
         first: &Range<u32>,
         open: &mut Vec<usize>,
         attempt: usize,
+        permit: &mut Option<SemaphorePermit<'_>>,
     ) -> Result<(), ReadError> {
-        let deadline = self.engine.options.read_deadline;
-        let late = |_| ReadError::origin(ReadErrorKind::Unavailable, "the source did not answer in time");
-        let source = tokio::time::timeout(deadline, self.sources.get(attempt)).await.map_err(late)??;
         let jobs = jobs(run, first, open);
         let mut pool = JoinSet::new();
         let read = if run.urgency == Urgency::Blocking {
-            self.read_at_once(run, &source, jobs, &mut pool).await
+            self.read_at_once(run, attempt, jobs, &mut pool).await
         } else {
-            self.read_as_stream(run, &source, jobs, &mut pool).await
+            self.read_as_stream(run, attempt, jobs, &mut pool).await
         };
+        let (source, read) = match read {
+            Ok((source, read)) => (Some(source), read),
+            Err(error) => (None, Err(error)),
+        };
+        // Everything is with the inflaters, which have places of their own: the next may go to the source.
+        drop(permit.take());
         let mut corrupt = None;
         while let Some(done) = pool.join_next().await {
             let results = done.map_err(|error| ReadError::local(ReadErrorKind::Other, error.to_string()))?;
@@ -133,9 +155,10 @@ impl Core {
                         open.retain(|other| *other != at);
                     }
                     Err(message) => {
-                        if let Some(passenger) = run.passengers.get(at) {
+                        if let (Some(passenger), Some(source)) = (run.passengers.get(at), &source) {
                             // Or a source with a memory would give the same bytes again.
                             source.source.reject(passenger.chunk.blob).await;
+                            source.lied();
                         }
                         corrupt = Some(message);
                     }
@@ -143,63 +166,64 @@ impl Core {
             }
         }
         if let Err(error) = read {
-            source.failed();
+            if let Some(source) = &source {
+                source.failed(&error);
+            }
             return Err(error);
         }
         match corrupt {
             None => Ok(()),
-            Some(message) => {
-                source.failed();
-                Err(ReadError::new(Fault::Origin, ReadErrorKind::Corrupt, message))
-            }
+            Some(message) => Err(ReadError::new(Fault::Origin, ReadErrorKind::Corrupt, message)),
         }
     }
 
+    /// For somebody who waits: one request, of whichever place answers first.
     async fn read_at_once(
         self: &Arc<Self>,
         run: &Run,
-        source: &Opened,
+        attempt: usize,
         jobs: Vec<Job>,
         pool: &mut JoinSet<Vec<(usize, Inflated)>>,
-    ) -> Result<(), ReadError> {
-        let Some(range) = jobs.iter().map(|job| job.range).reduce(cover) else { return Ok(()) };
-        let read = source.source.read(range, run.urgency);
-        let late = |_| ReadError::origin(ReadErrorKind::Unavailable, "the source did not answer in time");
-        let bytes = tokio::time::timeout(self.engine.options.read_deadline, read).await.map_err(late)??;
+    ) -> Result<(Opened, Result<(), ReadError>), ReadError> {
+        let range = jobs.iter().map(|job| job.range).reduce(cover).unwrap_or(run.range);
+        let (bytes, source) = self.sources.read(attempt, range, run.urgency).await?;
         for job in jobs {
             self.inflate(run, job, &bytes, range.start, pool).await;
         }
-        Ok(())
+        Ok((source, Ok(())))
     }
 
+    /// For nobody who waits: jobs begin as their bytes arrive.
     async fn read_as_stream(
         self: &Arc<Self>,
         run: &Run,
-        source: &Opened,
+        attempt: usize,
         jobs: Vec<Job>,
         pool: &mut JoinSet<Vec<(usize, Inflated)>>,
-    ) -> Result<(), ReadError> {
-        let Some(range) = jobs.iter().map(|job| job.range).reduce(cover) else { return Ok(()) };
-        let mut stream = Arc::clone(&source.source).stream(range, run.urgency);
-        let mut buffer = BytesMut::new();
-        let mut start = range.start;
-        for job in jobs {
-            while start + (buffer.len() as u64) < job.range.end {
-                let next = tokio::time::timeout(self.engine.options.read_deadline, stream.next()).await;
-                let short = || ReadError::origin(ReadErrorKind::Unavailable, "the source ended too early");
-                buffer.extend_from_slice(&next.ok().flatten().ok_or_else(short)??);
+    ) -> Result<(Opened, Result<(), ReadError>), ReadError> {
+        let deadline = self.engine.options.read_deadline;
+        let late = |_| ReadError::origin(ReadErrorKind::Unavailable, "the source did not answer in time");
+        let source = tokio::time::timeout(deadline, self.sources.get(attempt)).await.map_err(late)??;
+        let range = jobs.iter().map(|job| job.range).reduce(cover).unwrap_or(run.range);
+        let mut arriving = Arriving {
+            stream: Arc::clone(&source.source).stream(range, run.urgency),
+            parts: VecDeque::new(),
+            start: range.start,
+            len: 0,
+            deadline,
+        };
+        let mut jobs = jobs.into_iter();
+        while let Some(job) = jobs.next() {
+            let is_last = jobs.len() == 0;
+            match arriving.take(job.range, is_last, &self.engine.buffers).await {
+                Ok(bytes) => {
+                    let start = job.range.start;
+                    self.inflate(run, job, &bytes, start, pool).await;
+                }
+                Err(error) => return Ok((source, Err(error))),
             }
-            // Jobs ascend; what lies before this one is not needed any more.
-            let skip = usize::try_from(job.range.start.saturating_sub(start)).unwrap_or(usize::MAX);
-            let skip = skip.min(buffer.len());
-            drop(buffer.split_to(skip));
-            start += skip as u64;
-            let len =
-                usize::try_from(job.range.end.saturating_sub(start)).unwrap_or(usize::MAX).min(buffer.len());
-            let bytes = Bytes::copy_from_slice(buffer.get(..len).unwrap_or_default());
-            self.inflate(run, job, &bytes, start, pool).await;
         }
-        Ok(())
+        Ok((source, Ok(())))
     }
 
     /// Puts a job on the pool. Waits for a place there: so much and no more is held in memory.
@@ -221,7 +245,7 @@ impl Core {
         let layer = Arc::clone(self);
         let bytes = bytes.clone();
         let urgency = run.urgency;
-        let leave = self.engine.inflate_permit(urgency).await.map(tokio::sync::SemaphorePermit::forget);
+        let leave = self.engine.inflate_permit(urgency).await.map(SemaphorePermit::forget);
         if leave.is_none() {
             return;
         }
@@ -239,9 +263,13 @@ impl Core {
         let from = usize::try_from(chunk.blob.start.saturating_sub(start)).unwrap_or(usize::MAX);
         let to = usize::try_from(chunk.blob.end.saturating_sub(start)).unwrap_or(usize::MAX);
         let compressed = bytes.get(from..to).ok_or("the source answered fewer bytes than asked")?;
-        let data = estargz::inflate_chunk(compressed, chunk).map_err(|error| error.to_string())?;
-        let at = self.layout.start(number).ok_or("the chunk has no place in the data file")?;
-        match self.fill.store(number as usize, at, &data) {
+        let mut buffer = self.engine.buffers.take();
+        let part =
+            estargz::inflate_chunk_in(compressed, chunk, buffer.vec()).map_err(|error| error.to_string())?;
+        self.inflated.fetch_add(1, Ordering::Relaxed);
+        let data = buffer.as_ref().get(part.clone()).ok_or("the chunk is not where it was put")?;
+        let at = self.index.start(number).ok_or("the chunk has no place in the data file")?;
+        match self.fill.store(number as usize, at, data) {
             Ok(new) => {
                 if new {
                     self.fetched_bytes.fetch_add(u64::from(chunk.len), Ordering::Relaxed);
@@ -258,7 +286,79 @@ impl Core {
                 } else {
                     self.complain("writing the layer store", &error, true);
                 }
-                Ok(Outcome::Carried(data.into()))
+                // A small chunk does not keep a large buffer.
+                let is_large = data.len() >= LARGE;
+                let bytes = if is_large {
+                    Bytes::from_owner(buffer).slice(part)
+                } else {
+                    Bytes::copy_from_slice(data)
+                };
+                Ok(Outcome::Carried(bytes))
+            }
+        }
+    }
+}
+
+/// What a reader is told after its deadline.
+pub(super) fn late_by(deadline: Duration) -> ReadError {
+    let message = format!("no source answered within {} s", deadline.as_secs_f32());
+    ReadError::local(ReadErrorKind::Unavailable, message)
+}
+
+/// Bytes of a stream that jobs have not gone past.
+struct Arriving {
+    stream: ByteStream,
+    parts: VecDeque<Bytes>,
+    /// Where the first part begins, and how long all of them are.
+    start: u64,
+    len: u64,
+    deadline: Duration,
+}
+
+impl Arriving {
+    /// The bytes of `range`, which begins no sooner than those before: copied once, unless they came in one piece.
+    /// Of the last range nothing is kept here.
+    async fn take(&mut self, range: ByteRange, is_last: bool, buffers: &Buffers) -> Result<Bytes, ReadError> {
+        self.skip_to(range.start);
+        while self.start + self.len < range.end {
+            let next = tokio::time::timeout(self.deadline, self.stream.next()).await;
+            let short = || ReadError::origin(ReadErrorKind::Unavailable, "the source ended too early");
+            let part = next.ok().flatten().ok_or_else(short)??;
+            self.len += part.len() as u64;
+            self.parts.push_back(part);
+            self.skip_to(range.start);
+        }
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        if let Some(first) = self.parts.front().filter(|first| first.len() >= len) {
+            return Ok(first.slice(..len));
+        }
+        let mut buffer = buffers.take();
+        let bytes = buffer.vec();
+        bytes.clear();
+        bytes.reserve_exact(len);
+        for part in &mut self.parts {
+            let rest = len - bytes.len();
+            bytes.extend_from_slice(part.get(..rest.min(part.len())).unwrap_or_default());
+            if is_last {
+                *part = Bytes::new();
+            }
+        }
+        Ok(Bytes::from_owner(buffer))
+    }
+
+    /// Lets go of what lies before `start`.
+    fn skip_to(&mut self, start: u64) {
+        while let Some(first) = self.parts.front_mut() {
+            let skip =
+                usize::try_from(start.saturating_sub(self.start)).unwrap_or(usize::MAX).min(first.len());
+            if skip == 0 {
+                break;
+            }
+            bytes::Buf::advance(first, skip);
+            self.start += skip as u64;
+            self.len -= skip as u64;
+            if first.is_empty() {
+                self.parts.pop_front();
             }
         }
     }

@@ -132,7 +132,7 @@ impl Core {
             // A flight that is given up may stay there until its task has noticed.
             let is_free = flights.get(&number).is_none_or(|flight| flight.unused.is_cancelled())
                 && !self.fill.has(number as usize);
-            if let Some(chunk) = self.toc.chunk(number).filter(|_| is_free) {
+            if let Some(chunk) = self.index.chunk(number).filter(|_| is_free) {
                 match &mut range {
                     None => range = Some(chunk.blob),
                     Some(range) => {
@@ -156,7 +156,7 @@ impl Core {
 
     /// Takes a chunk that is on its way with less urgency, to fetch it at once.
     pub(super) fn take_over(&self, number: u32, urgency: Urgency) -> Option<Run> {
-        let chunk = self.toc.chunk(number)?;
+        let chunk = self.index.chunk(number)?;
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if self.fill.has(number as usize)
             || flights.get(&number).is_some_and(|flight| flight.urgency <= urgency)
@@ -187,15 +187,18 @@ impl Core {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
     }
 
-    /// The chunks around `wanted` that come for nothing: they lie in the same pieces of the blob, which is
-    /// how the cluster moves bytes, and for a registry the round trip costs more than they do.
+    /// The chunks around `wanted` that come for nothing: they lie in the same pieces of the blob, if the source
+    /// moves bytes by pieces.
     pub(super) fn with_neighbours(&self, wanted: Range<u32>, piece: u64) -> Range<u32> {
         let absent = |number: u32| !self.fill.has(number as usize);
-        let extent = |number: u32| self.toc.chunk(number).map(|chunk| chunk.blob);
+        let extent = |number: u32| self.index.chunk(number).map(|chunk| chunk.blob);
         let (Some(first), Some(last)) = (extent(wanted.start), wanted.end.checked_sub(1).and_then(extent))
         else {
             return wanted;
         };
+        if piece <= 1 {
+            return wanted;
+        }
         let window = ByteRange::new(first.start / piece * piece, last.end.next_multiple_of(piece));
         let fits = |number: u32| absent(number) && extent(number).is_some_and(|blob| window.contains(&blob));
         let mut around = wanted;

@@ -6,6 +6,8 @@
 //! the folder can be deleted at once. Who opens the layer again goes on from there, with the same core if
 //! some of the work has not noticed yet.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -55,9 +57,13 @@ impl Layer {
         self.core.layer_digest()
     }
 
-    /// Its table of contents.
-    pub fn toc(&self) -> &Toc {
-        &self.core.toc
+    /// Its table of contents, without the chunks. It is in memory as long as somebody holds it; if nobody does, this
+    /// reads a few megabytes and is not for the threads of a runtime.
+    ///
+    /// # Errors
+    /// [`LayerError::Damaged`].
+    pub fn toc(&self) -> Result<Arc<Toc>, LayerError> {
+        self.core.tree()
     }
 
     /// Whether every chunk is here.
@@ -75,6 +81,27 @@ impl Layer {
     /// [`LayerError::Metadata`]: the layer is too large for EROFS. FUSE can still show it.
     pub fn metadata_image(&self, opaque: OpaqueXattr) -> Result<Vec<u8>, LayerError> {
         self.core.metadata_image(opaque)
+    }
+
+    /// The same image as a file in the layer's [folder](Self::folder), written if it is not there yet and checked if
+    /// this process did not look at it before. Behind it stands a block more, which says that it is whole.
+    ///
+    /// Reads or writes all of the image: not for the threads of a runtime.
+    ///
+    /// # Errors
+    /// [`LayerError::Metadata`], or that the file cannot be written.
+    pub fn metadata_file(&self, opaque: OpaqueXattr) -> Result<File, LayerError> {
+        self.core.metadata_file(opaque)
+    }
+
+    /// Where the layer is on disk: `data` and its metadata images are in there.
+    pub fn folder(&self) -> &Path {
+        self.core.folder()
+    }
+
+    /// How many chunks were inflated since it was opened: however many readers wait for one, it is once.
+    pub fn inflated(&self) -> u64 {
+        self.core.inflated.load(Ordering::Relaxed)
     }
 
     /// Waits until the prefetch has ended, well or badly. At once if there is none.

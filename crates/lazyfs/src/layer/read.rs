@@ -14,6 +14,7 @@ use bytes::Bytes;
 use content::{ByteRange, Fault, ReadError, ReadErrorKind, Urgency};
 use estargz::{Inode, Kind};
 
+use super::fetch::late_by;
 use super::flight::{Bounds, Flight, Outcome, Run};
 use super::{Core, PoisonError};
 use crate::layout::part_of;
@@ -22,9 +23,6 @@ use crate::layout::part_of;
 /// serve the urgent first, so that the overtaken one may be far behind; on the other hand its bytes may be
 /// about to arrive.
 const PATIENCE: Duration = Duration::from_millis(250);
-
-/// The unit in which the cluster moves bytes.
-pub(super) const PIECE: u64 = 64 * 1024;
 
 /// The kernel reads up to 1 MiB at once, so what one reader waits for is one request; the bound is for
 /// other callers.
@@ -60,7 +58,8 @@ impl Core {
         len: u32,
         urgency: Urgency,
     ) -> Result<Bytes, ReadError> {
-        let file = self.toc.inode(inode).filter(|inode| inode.kind() == Kind::Regular).ok_or_else(|| {
+        let tree = self.tree_in_memory().await?;
+        let file = tree.inode(inode).filter(|inode| inode.kind() == Kind::Regular).ok_or_else(|| {
             ReadError::new(
                 Fault::Caller,
                 ReadErrorKind::NotFound,
@@ -74,13 +73,25 @@ impl Core {
         self.read_place(place, urgency).await
     }
 
+    /// The inodes; off the runtime's threads if they must be read.
+    async fn tree_in_memory(self: &Arc<Self>) -> Result<Arc<estargz::Toc>, ReadError> {
+        if let Some(tree) = self.index.tree_in_memory() {
+            return Ok(tree);
+        }
+        let layer = Arc::clone(self);
+        let failed = |message: String| ReadError::local(ReadErrorKind::Other, message);
+        let tree = tokio::task::spawn_blocking(move || layer.tree()).await;
+        tree.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    }
+
     /// Where a read lies; `None` if it is empty or lies beyond the end.
     pub(crate) fn place(&self, file: &Inode<'_>, offset: u64, len: u32) -> Option<Place> {
         let range = ByteRange::at(offset, u64::from(len)).intersect(&ByteRange::new(0, file.size()));
-        let first = file.chunk_at(range.start).filter(|_| !range.is_empty())?;
-        let last = file.chunk_at(range.end - 1)?;
-        let in_chunk = range.start.checked_sub(self.toc.chunk(first)?.file_offset)?;
-        let at = self.layout.start(first)?.checked_add(in_chunk)?;
+        // Its chunks lie in the data file one after another.
+        let begin = self.index.start(file.chunk_numbers().next().filter(|_| !range.is_empty())?)?;
+        let at = begin.checked_add(range.start)?;
+        let first = self.index.chunk_at(at)?;
+        let last = self.index.chunk_at(begin.checked_add(range.end)?.checked_sub(1)?)?;
         let file_end = at.checked_add(file.size().checked_sub(range.start)?)?;
         Some(Place { inode: file.number(), range, chunks: first..last + 1, at, file_end })
     }
@@ -92,15 +103,18 @@ impl Core {
         }
         for number in place.chunks.clone() {
             if self.touched.set(number as usize)
-                && let Some(chunk) = self.toc.chunk(number)
+                && let Some(chunk) = self.index.chunk(number)
             {
                 self.touched_bytes.fetch_add(u64::from(chunk.len), Ordering::Relaxed);
             }
         }
         if !self.is_complete() {
             let read = ByteRange::at(place.at, place.range.len());
-            let next =
-                self.ahead.lock().unwrap_or_else(PoisonError::into_inner).observe(read, place.file_end);
+            let next = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).observe(
+                read,
+                place.file_end,
+                self.may_guess(),
+            );
             if let Some(next) = next {
                 self.read_ahead(next);
             }
@@ -134,12 +148,9 @@ impl Core {
     ) -> Result<Bytes, ReadError> {
         let deadline = self.engine.options.read_deadline;
         let waiting = (urgency == Urgency::Blocking).then(|| self.engine.reader_waits());
-        let carried = match tokio::time::timeout(deadline, self.fetch(&place, urgency)).await {
+        let carried = match tokio::time::timeout(deadline, self.fetch(&place.chunks, urgency)).await {
             Ok(carried) => carried,
-            Err(_) => Err(ReadError::local(
-                ReadErrorKind::Unavailable,
-                format!("no source answered within {} s", deadline.as_secs()),
-            )),
+            Err(_) => Err(late_by(deadline)),
         };
         drop(waiting);
         let carried = carried.inspect_err(|error| {
@@ -150,6 +161,10 @@ impl Core {
             );
         })?;
         self.content_again();
+        if place.chunks.clone().all(|number| carried.contains_key(&number)) {
+            // Nothing to read from disk.
+            return self.gather(&place, &carried);
+        }
         let layer = Arc::clone(self);
         tokio::task::spawn_blocking(move || layer.gather(&place, &carried))
             .await
@@ -161,7 +176,7 @@ impl Core {
         let mut buffer = vec![0; place.len()];
         let mut filled = 0;
         for number in place.chunks.clone() {
-            let (Some(chunk), Some(start)) = (self.toc.chunk(number), self.layout.start(number)) else {
+            let (Some(chunk), Some(start)) = (self.index.chunk(number), self.index.start(number)) else {
                 break;
             };
             let part = part_of(&chunk, place.range);
@@ -191,16 +206,16 @@ impl Core {
         Ok(buffer.into())
     }
 
-    /// Sees to it that every chunk of the place is here, and returns those that could not be kept.
-    async fn fetch(
+    /// Sees to it that every chunk is here, and returns those that could not be kept.
+    pub(super) async fn fetch(
         self: &Arc<Self>,
-        place: &Place,
+        chunks: &Range<u32>,
         urgency: Urgency,
     ) -> Result<HashMap<u32, Bytes>, ReadError> {
-        let mut ours = self.send_for(place, urgency);
+        let mut ours = self.send_for(chunks, urgency);
         let mut carried = HashMap::new();
         // All chunks are on their way at once; the order of waiting does not matter.
-        for number in place.chunks.clone() {
+        for number in chunks.clone() {
             let flight = ours.remove(&number);
             if let Some(bytes) = self.await_chunk(number, flight, urgency).await? {
                 carried.insert(number, bytes);
@@ -210,12 +225,12 @@ impl Core {
     }
 
     /// Starts the flights that the place needs and nobody started before.
-    fn send_for(self: &Arc<Self>, place: &Place, urgency: Urgency) -> HashMap<u32, Arc<Flight>> {
+    fn send_for(self: &Arc<Self>, chunks: &Range<u32>, urgency: Urgency) -> HashMap<u32, Arc<Flight>> {
         let mut ours = HashMap::new();
         let absent = |number: &u32| !self.fill.has(*number as usize) && self.flight(*number).is_none();
-        let Some(first) = place.chunks.clone().find(absent) else { return ours };
-        let last = place.chunks.clone().rev().find(absent).unwrap_or(first);
-        let mut candidates = self.with_neighbours(first..last + 1, PIECE);
+        let Some(first) = chunks.clone().find(absent) else { return ours };
+        let last = chunks.clone().rev().find(absent).unwrap_or(first);
+        let mut candidates = self.with_neighbours(first..last + 1, self.sources.unit());
         while let Some(run) = self.claim(&mut candidates, urgency, TOGETHER, &self.ends(urgency)) {
             ours.extend(
                 run.passengers.iter().map(|passenger| (passenger.number, Arc::clone(&passenger.flight))),
@@ -234,8 +249,10 @@ impl Core {
         urgency: Urgency,
     ) -> Result<Option<Bytes>, ReadError> {
         let mut next = flight;
+        let mut failed = None;
         // One turn for a lesser flight, one for our own, one more in case a chunk is taken back meanwhile.
         for _ in 0..3 {
+            let is_ours = next.is_some();
             let flight = match next.take().or_else(|| self.flight(number)) {
                 Some(flight) => flight,
                 None if self.fill.has(number as usize) => return Ok(None),
@@ -261,13 +278,19 @@ impl Core {
             return match outcome {
                 Outcome::Stored => Ok(None),
                 Outcome::Carried(bytes) => Ok(Some(bytes)),
+                // It began before us and may have been at its end: what is left of our time is ours.
+                Outcome::Failed(error) if !is_ours && error.is_transient() => {
+                    failed = Some(error);
+                    continue;
+                }
                 Outcome::Failed(error) => Err(error),
             };
         }
         if self.fill.has(number as usize) {
             return Ok(None);
         }
-        Err(ReadError::local(ReadErrorKind::Other, "the chunk went away again and again"))
+        Err(failed
+            .unwrap_or_else(|| ReadError::local(ReadErrorKind::Other, "the chunk went away again and again")))
     }
 
     /// Starts a run of one chunk and returns its flight.
@@ -281,7 +304,7 @@ impl Core {
     /// Takes back a chunk.
     fn forget(&self, number: u32) {
         if self.fill.forget(number as usize)
-            && let Some(chunk) = self.toc.chunk(number)
+            && let Some(chunk) = self.index.chunk(number)
         {
             self.fetched_bytes.fetch_sub(u64::from(chunk.len), Ordering::Relaxed);
         }

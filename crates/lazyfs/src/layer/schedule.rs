@@ -15,11 +15,11 @@ use super::flight::{Bounds, Run};
 use crate::layers::Prefetch;
 
 /// Readahead goes out in requests of about this size, several at once: a single stream rarely fills a link.
-const READAHEAD: Bounds = Bounds { bytes: 2 << 20, gap: 64 << 10 };
+const READAHEAD: Bounds = Bounds { bytes: 2 << 20, gap: 16 << 10 };
 /// Prefetched bytes are usable as they stream in, so its requests may be long.
-const PREFETCH: Bounds = Bounds { bytes: 8 << 20, gap: 64 << 10 };
+const PREFETCH: Bounds = Bounds { bytes: 8 << 20, gap: 16 << 10 };
 /// Steps of the background fetch: at 200 Mbit/s a reader waits 170 ms for one to end, at worst.
-const BACKGROUND: Bounds = Bounds { bytes: 4 << 20, gap: 64 << 10 };
+const BACKGROUND: Bounds = Bounds { bytes: 4 << 20, gap: 16 << 10 };
 
 /// What a step of the background fetch did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,17 +35,44 @@ pub(crate) enum Step {
 impl Core {
     /// Fetches what `range` of the data file needs.
     pub(super) fn read_ahead(self: &Arc<Self>, range: ByteRange) {
-        let mut candidates = self.layout.chunks_in(range);
+        // It could not be kept until somebody reads it.
+        if self.engine.is_disk_full() {
+            return;
+        }
+        let mut candidates = self.index.chunks_in(range);
+        // A file that nobody opened is guessed at as a whole or not at all: its chunk may be much longer than the guess.
+        let is_too_long = |number: u32| {
+            self.index.chunk(number).zip(self.index.start(number)).is_none_or(|(chunk, start)| {
+                chunk.file_offset == 0 && start.saturating_add(u64::from(chunk.len)) > range.end
+            })
+        };
+        while let Some(last) = candidates.end.checked_sub(1).filter(|last| candidates.contains(last)) {
+            if !is_too_long(last) {
+                break;
+            }
+            candidates.end = last;
+        }
         let unused = self.unused();
         while let Some(run) = self.claim(&mut candidates, Urgency::Prefetch, READAHEAD, &unused) {
             self.depart(run, 0..0);
         }
     }
 
+    /// How many bytes may be fetched for readers who said nothing about them, so that no more than one byte in sixteen is
+    /// fetched in vain: whoever pays for each byte of a registry shall not pay for guesses.
+    pub(super) fn may_guess(&self) -> u64 {
+        // Two pieces of the cluster may be guessed at in any case.
+        let unit = self.sources.unit();
+        let least = if unit > 1 { unit.saturating_mul(2) } else { 0 };
+        let touched = self.touched_bytes.load(Ordering::Relaxed);
+        let in_vain = self.fetched_bytes.load(Ordering::Relaxed).saturating_sub(touched);
+        (touched / 16).saturating_sub(in_vain).max(least)
+    }
+
     /// Starts to fetch what a start will need: everything before the landmark, or as much as `prefetch`
     /// says if the image has none.
     pub(crate) fn start_prefetch(self: &Arc<Self>, prefetch: Prefetch) {
-        let end = match self.toc.landmark() {
+        let end = match self.index.landmark() {
             Landmark::Prefetch(end) => end,
             Landmark::NoPrefetch => 0,
             Landmark::Absent => prefetch.size,
@@ -72,6 +99,9 @@ impl Core {
     async fn prefetch(self: &Arc<Self>, candidates: Range<u32>, unused: &CancellationToken) {
         let started = Instant::now();
         let runs = futures::stream::unfold(candidates, |mut candidates| async {
+            if !self.engine.space.is_ample() {
+                return None;
+            }
             let run = self.claim(&mut candidates, Urgency::Prefetch, PREFETCH, unused)?;
             Some((run, candidates))
         });
@@ -83,7 +113,7 @@ impl Core {
     /// The chunks whose bytes begin before `end` of the blob. The table of contents is nearly always in the
     /// order of the blob; where it is not, the prefetch is a few chunks short or long.
     fn chunks_before(&self, end: u64) -> Range<u32> {
-        let before = self.toc.chunks().take_while(|chunk| chunk.blob.start < end).count();
+        let before = self.index.chunks().take_while(|chunk| chunk.blob.start < end).count();
         0..u32::try_from(before).unwrap_or(u32::MAX)
     }
 
@@ -96,9 +126,9 @@ impl Core {
 
     /// Fetches a little of what is absent. Is dropped when `unused` is cancelled.
     pub(crate) async fn background_step(self: &Arc<Self>, unused: &CancellationToken) -> Step {
-        let all = u64::from(self.toc.chunk_count());
+        let all = u64::from(self.index.chunk_count());
         let from = self.cursor.load(Ordering::Relaxed).min(all);
-        let mut candidates = u32::try_from(from).unwrap_or(0)..self.toc.chunk_count();
+        let mut candidates = u32::try_from(from).unwrap_or(0)..self.index.chunk_count();
         let Some(run) = self.claim(&mut candidates, Urgency::Background, BACKGROUND, unused) else {
             self.cursor.store(0, Ordering::Relaxed);
             return if self.is_complete() {

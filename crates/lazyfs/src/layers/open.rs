@@ -5,33 +5,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use content::{BlobSource, ByteRange, Digest, Fault, OpenBlob, ReadError, ReadErrorKind, Urgency};
-use estargz::{BlobKind, TailState, Toc, TocLimits, open_tail};
+use estargz::{BlobKind, TailState, Toc, TocLimits, open_tail, read_toc_layer};
 use rustix::fs::{Mode, OFlags};
-use serde::{Deserialize, Serialize};
 
 use super::{LayerSpec, Prefetch};
+use crate::desk::at_desk;
 use crate::engine::Engine;
 use crate::error::LayerError;
 use crate::fill::{Fill, replace};
+use crate::index::{About, Index, stored_toc};
 use crate::layer::{Core, Layer, Parts};
-use crate::layout::Layout;
 use crate::source::Sources;
 
 /// How much of a blob's end is asked for: footer and TOC of some 8,000 files, at 64 bytes each.
 pub const TAIL: u64 = 512 * 1024;
 
-/// What the TOC does not say about its blob.
-#[derive(Serialize, Deserialize)]
-struct About {
-    layer: Digest,
-    blob_len: u64,
-    toc_offset: u64,
-}
-
 /// The layer's description, from wherever it came.
 struct Description {
-    about: About,
-    toc: Toc,
+    index: Index,
     source: Option<Arc<dyn BlobSource>>,
 }
 
@@ -41,11 +32,7 @@ pub(super) async fn open(
     folder: PathBuf,
     spec: LayerSpec,
 ) -> Result<Arc<Layer>, LayerError> {
-    let known = {
-        let (folder, spec) = (folder.clone(), spec.clone());
-        blocking(move || Ok(from_disk(&folder, &spec))).await?
-    };
-    let description = match known {
+    let description = match from_disk(&folder, &spec).await? {
         Some(known) => known,
         None => from_source(&folder, &spec).await?,
     };
@@ -79,36 +66,46 @@ fn assemble(
     spec: &LayerSpec,
     description: Description,
 ) -> Result<Arc<Core>, LayerError> {
-    let Description { about, toc, source } = description;
-    let layout = Layout::new(&toc);
-    let zeros = (0..).zip(toc.chunks()).filter(|(_, chunk)| chunk.is_zeros()).map(|(number, _)| number);
-    let fill = Fill::open(folder, spec.toc_digest, toc.chunk_count() as usize, layout.len(), zeros)
+    let Description { index, source } = description;
+    let blob_len = index.about().blob_len;
+    let shape = (spec.toc_digest, index.chunk_count() as usize, index.data_len());
+    let fill = Fill::open(engine.means(), folder, shape, index.zeros())
         .map_err(LayerError::disk("opening", folder))?;
-    let sources = Sources::new(spec.layer_digest, Arc::clone(&spec.open), about.blob_len, source);
+    let sources = Sources::new(spec.layer_digest, Arc::clone(&spec.open), blob_len, source);
     Ok(Core::new(Parts {
+        folder: folder.to_owned(),
         toc_digest: spec.toc_digest,
         layer_digest: spec.layer_digest,
-        blob_len: about.blob_len,
-        toc,
-        layout,
+        blob_len,
+        index,
         fill,
         sources,
         engine,
     }))
 }
 
-/// The description that is in the folder, if it is whole.
-fn from_disk(folder: &Path, spec: &LayerSpec) -> Option<Description> {
+/// The description that is in the folder, if it is whole: the index, or what it is made from.
+async fn from_disk(folder: &Path, spec: &LayerSpec) -> Result<Option<Description>, LayerError> {
+    let (place, toc) = (folder.to_owned(), spec.toc_digest);
+    let damage = match blocking(move || Ok(Index::open(&place, &toc))).await? {
+        Ok(Some(index)) => return Ok(Some(Description { index, source: None })),
+        Ok(None) => "there was none".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let place = folder.to_owned();
+    at_desk(move || made_again(&place, &toc, &damage)).await.ok_or(LayerError::Stopped)
+}
+
+fn made_again(folder: &Path, toc: &Digest, damage: &str) -> Option<Description> {
+    let place = folder.display();
     let about: About = serde_json::from_slice(&std::fs::read(folder.join("layer.json")).ok()?).ok()?;
-    let json = std::fs::read(folder.join("toc.json")).ok()?;
-    if Digest::of(&json) != spec.toc_digest {
-        tracing::warn!(folder = %folder.display(), "the stored table of contents is damaged, fetching it again");
-        return None;
-    }
-    match Toc::parse(&json, about.toc_offset, &TocLimits::default()) {
-        Ok(toc) => Some(Description { about, toc, source: None }),
+    match stored_toc(folder, toc, &about).and_then(|toc| Index::make(folder, &toc, &about)) {
+        Ok(index) => {
+            tracing::info!(folder = %place, why = damage, "the index of a layer was made again from its table of contents");
+            Some(Description { index, source: None })
+        }
         Err(error) => {
-            tracing::warn!(folder = %folder.display(), %error, "the stored table of contents is damaged, fetching it again");
+            tracing::warn!(folder = %place, %error, "the stored table of contents is damaged, fetching it again");
             None
         }
     }
@@ -128,51 +125,102 @@ async fn from_source(folder: &Path, spec: &LayerSpec) -> Result<Description, Lay
     };
     // The second tail is as long as the footer wants it; a third would be a blob that contradicts itself.
     for _ in 0..2 {
-        let (state, bytes) = {
-            let bytes = tail.clone();
-            blocking(move || {
-                let state = open_tail(&bytes, blob_len)
-                    .map_err(|error| LayerError::NotLazy { layer, reason: error.to_string() })?;
-                Ok((state, bytes))
-            })
-            .await?
+        let next = {
+            let (folder, spec) = (folder.to_owned(), spec.clone());
+            let (tail, source) = (tail.clone(), Arc::clone(&source));
+            at_desk(move || look(&folder, &spec, &tail, source)).await.unwrap_or(Err(LayerError::Stopped))?
         };
-        match state {
-            TailState::NeedMore { from } => {
-                let start = blob_len.saturating_sub(bytes.len() as u64);
+        match next {
+            Next::More(from) => {
+                let start = blob_len.saturating_sub(tail.len() as u64);
                 let missing = ByteRange::new(from, start);
                 let more = source.read(missing, Urgency::Blocking).await.map_err(read_failed)?;
-                tail = [more.as_ref(), bytes.as_ref()].concat().into();
+                tail = [more.as_ref(), tail.as_ref()].concat().into();
             }
-            TailState::External { .. } => {
-                let reason = "its table of contents is kept in a separate image, which is not looked up yet; \
-                              convert the image again without an external table of contents";
-                return Err(LayerError::NotLazy { layer, reason: reason.into() });
-            }
-            TailState::Toc { kind: BlobKind::Legacy, .. } => {
-                let reason =
-                    "it is a legacy stargz blob, whose files cannot be verified; convert the image again";
-                return Err(LayerError::NotLazy { layer, reason: reason.into() });
-            }
-            TailState::Toc { json, toc_offset, digest, .. } => {
-                if digest != spec.toc_digest {
-                    return Err(LayerError::TocDigest { layer, expected: spec.toc_digest, found: digest });
-                }
-                let folder = folder.to_owned();
-                return blocking(move || {
-                    let toc = Toc::parse(&json, toc_offset, &TocLimits::default())
-                        .map_err(|source| LayerError::Toc { layer, source: Arc::new(source) })?;
-                    let about = About { layer, blob_len, toc_offset };
-                    keep(&folder, &json, &about).map_err(LayerError::disk("writing", folder))?;
-                    Ok(Description { about, toc, source: Some(source) })
-                })
-                .await;
-            }
+            Next::Elsewhere(payload_end) => return external(folder, spec, payload_end, source).await,
+            Next::Here(description) => return Ok(*description),
         }
     }
     let reason = "its footer asks for more than the whole tail";
     let source = ReadError::new(Fault::Origin, ReadErrorKind::Corrupt, reason);
     Err(LayerError::Read { layer, source })
+}
+
+/// What a tail leads to.
+enum Next {
+    /// More of the blob, from here on.
+    More(u64),
+    /// A table in another image, of a payload that ends here.
+    Elsewhere(u64),
+    Here(Box<Description>),
+}
+
+/// Looks at a tail, and keeps the table that is there.
+fn look(
+    folder: &Path,
+    spec: &LayerSpec,
+    tail: &[u8],
+    source: Arc<dyn BlobSource>,
+) -> Result<Next, LayerError> {
+    let layer = spec.layer_digest;
+    let not_lazy = |reason: String| LayerError::NotLazy { layer, reason };
+    match open_tail(tail, source.len()).map_err(|error| not_lazy(error.to_string()))? {
+        TailState::NeedMore { from } => Ok(Next::More(from)),
+        TailState::External { payload_end } => Ok(Next::Elsewhere(payload_end)),
+        TailState::Toc { kind: BlobKind::Legacy, .. } => {
+            let reason =
+                "it is a legacy stargz blob, whose files cannot be verified; convert the image again";
+            Err(not_lazy(reason.into()))
+        }
+        TailState::Toc { json, toc_offset, digest, .. } => {
+            described(folder, spec, &json, digest, toc_offset, source).map(|it| Next::Here(Box::new(it)))
+        }
+    }
+}
+
+/// Checks the JSON of a table, and keeps it and what follows from it.
+fn described(
+    folder: &Path,
+    spec: &LayerSpec,
+    json: &[u8],
+    found: Digest,
+    toc_offset: u64,
+    source: Arc<dyn BlobSource>,
+) -> Result<Description, LayerError> {
+    let (layer, expected) = (spec.layer_digest, spec.toc_digest);
+    if found != expected {
+        return Err(LayerError::TocDigest { layer, expected, found });
+    }
+    let toc = Toc::parse(json, toc_offset, &TocLimits::default())
+        .map_err(|source| LayerError::Toc { layer, source: Arc::new(source) })?;
+    let about = About { layer, blob_len: source.len(), toc_offset };
+    let index = keep(folder, json, &about)
+        .and_then(|()| Index::make(folder, &toc, &about))
+        .map_err(LayerError::disk("writing", folder))?;
+    Ok(Description { index, source: Some(source) })
+}
+
+/// The description of a blob whose table is kept in another image.
+async fn external(
+    folder: &Path,
+    spec: &LayerSpec,
+    payload_end: u64,
+    source: Arc<dyn BlobSource>,
+) -> Result<Description, LayerError> {
+    let layer = spec.layer_digest;
+    let Some(open) = &spec.external_toc else {
+        let reason = "its table of contents is kept in a separate image, which is not looked up here; \
+                      convert the image again without an external table of contents";
+        return Err(LayerError::NotLazy { layer, reason: reason.into() });
+    };
+    let bytes = open().await.map_err(|source| LayerError::Read { layer, source })?;
+    let (folder, spec) = (folder.to_owned(), spec.clone());
+    let work = move || {
+        let json = read_toc_layer(&bytes)
+            .map_err(|error| LayerError::NotLazy { layer, reason: error.to_string() })?;
+        described(&folder, &spec, &json, Digest::of(&json), payload_end, source)
+    };
+    at_desk(work).await.unwrap_or(Err(LayerError::Stopped))
 }
 
 /// Writes the description, the part that makes it valid last.

@@ -3,12 +3,15 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::Layers;
+use super::{Layers, evict};
 use crate::engine::{Engine, Wanted};
 use crate::layer::{Core, Step};
 
 /// How often a full disk is tried again.
 const AFTER_FULL_DISK: Duration = Duration::from_mins(1);
+
+/// How often a flush that failed is tried again.
+const AFTER_FAILED_FLUSH: Duration = Duration::from_secs(10);
 
 /// Starts the tasks. They end when the engine stops.
 pub(super) fn start(engine: &Arc<Engine>, layers: &Weak<Layers>) {
@@ -21,6 +24,13 @@ pub(super) fn start(engine: &Arc<Engine>, layers: &Weak<Layers>) {
             }
         });
     }
+    let (room, store) = (Arc::clone(engine), layers.clone());
+    room.tasks.clone().spawn(async move {
+        tokio::select! {
+            () = room.stop.cancelled() => {}
+            () = evict::keep_within(&room, &store) => {}
+        }
+    });
     let engine = Arc::clone(engine);
     let layers = layers.clone();
     engine.tasks.clone().spawn(async move {
@@ -41,6 +51,7 @@ async fn fetch_in_background(engine: &Arc<Engine>) {
             continue;
         };
         let step = async {
+            engine.space.ample().await;
             engine.quiet().await;
             layer.background_step(&unused).await
         };
@@ -75,13 +86,25 @@ async fn fetch_in_background(engine: &Arc<Engine>) {
 
 /// Flushes in batches: one `fdatasync` per layer and interval, however many chunks arrived.
 async fn make_durable(engine: &Arc<Engine>, layers: &Weak<Layers>) {
+    let mut is_left = false;
     loop {
-        engine.wrote.notified().await;
-        tokio::time::sleep(engine.options.flush_after).await;
+        // What a full disk refused is tried again though nothing new arrives.
+        let again = async {
+            if is_left { tokio::time::sleep(AFTER_FAILED_FLUSH).await } else { std::future::pending().await }
+        };
+        tokio::select! {
+            () = engine.wrote.notified() => tokio::time::sleep(engine.options.flush_after).await,
+            () = again => {}
+        }
         let Some(layers) = layers.upgrade() else { return };
         let open = layers.cores();
         drop(layers);
-        let _ = tokio::task::spawn_blocking(move || flush(&open)).await;
+        let flushed = tokio::task::spawn_blocking(move || {
+            flush(&open);
+            open.iter().any(|layer| layer.is_dirty())
+        });
+        is_left = flushed.await.unwrap_or(false);
+        engine.buffers.clear();
     }
 }
 

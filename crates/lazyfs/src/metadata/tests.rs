@@ -10,11 +10,11 @@ use super::*;
 const PAYLOAD_END: u64 = 1 << 40;
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 /// A time as the table has it, and what is shown of it.
-const TIMES: [(&str, i64); 4] = [
-    ("1970-01-01T00:00:00Z", 0),
-    ("2001-09-09T01:46:40Z", 1_000_000_000),
-    ("2300-01-01T00:00:00.9Z", 10_413_792_000),
-    ("1969-12-31T23:59:55Z", 0),
+const TIMES: [(&str, i64, u32); 4] = [
+    ("1970-01-01T00:00:00Z", 0, 0),
+    ("2001-09-09T01:46:40Z", 1_000_000_000, 0),
+    ("2300-01-01T00:00:00.9Z", 10_413_792_000, 900_000_000),
+    ("1969-12-31T23:59:55.25Z", -5, 250_000_000),
 ];
 const SIZES: [u64; 6] = [0, 1, 4095, 4096, 4097, 30_000];
 const CHUNK: u64 = 5000;
@@ -90,13 +90,14 @@ fn expected(choices: &[Choice]) -> Expected {
     let mut directories = vec![String::new()];
     let mut links: Vec<String> = Vec::new();
     let mut whiteouts = Vec::new();
-    it.shown.insert(String::new(), (json!("directory"), json!([0o755, 0, 0, 0, []])));
+    it.shown.insert(String::new(), (json!("directory"), json!([0o755, 0, 0, [0, 0], []])));
     for choice in choices {
         let directory = directories[choice.parent % directories.len()].clone();
         let name = if choice.name == 0 { "n".repeat(251) } else { format!("{}", choice.name) };
         let path = format!("{directory}{name}");
         let is_new = !it.shown.contains_key(&path);
-        let (mtime, shown_mtime) = TIMES[choice.time];
+        let (mtime, seconds, nanos) = TIMES[choice.time];
+        let shown_mtime = json!([seconds, nanos]);
         let (uid, gid) = (choice.owner.min(u32::MAX - 1), choice.owner / 3);
         let mut entry = json!({"name": path, "mode": choice.mode, "uid": uid, "gid": gid, "modtime": mtime});
         let (xattrs, shown_xattrs) = xattrs(choice);
@@ -241,7 +242,7 @@ impl Seen<'_> {
         let mut xattrs: Vec<_> =
             self.image.xattrs(nid).iter().map(|(name, value)| json!([text(name), text(value)])).collect();
         xattrs.sort_by_key(Value::to_string);
-        let attributes = json!([node.mode, node.uid, node.gid, node.mtime, xattrs]);
+        let attributes = json!([node.mode, node.uid, node.gid, [node.mtime, node.mtime_nanos], xattrs]);
         let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
         self.nids.insert(path.clone(), nid);
         self.shown.insert(path, (kind, attributes));
@@ -258,7 +259,7 @@ proptest! {
     fn an_image_shows_what_the_table_says(choices in choices()) {
         let expected = expected(&choices);
         let toc = toc(&expected.entries);
-        let layout = Layout::new(&toc);
+        let layout = Layout::new(toc.chunks());
         let bytes = image(&toc, &layout, OpaqueXattr::Trusted).unwrap();
         let image = erofs::check(&bytes, layout.len()).unwrap();
         let mut seen =
@@ -278,7 +279,7 @@ proptest! {
 #[test]
 fn opaque_directories_are_marked_as_the_overlay_wants_them() {
     let toc = toc(&[json!({"name": "d/", "type": "dir"}), json!({"name": "d/.wh..wh..opq", "type": "reg"})]);
-    let layout = Layout::new(&toc);
+    let layout = Layout::new(toc.chunks());
     for (opaque, name) in
         [(OpaqueXattr::Trusted, "trusted.overlay.opaque"), (OpaqueXattr::User, "user.overlay.opaque")]
     {
@@ -304,7 +305,7 @@ fn attributes_that_do_not_fit_are_left_out() {
         json!({"name": "many/", "type": "dir", "xattrs": many}),
         json!({"name": "many/.wh..wh..opq", "type": "reg"}),
     ]);
-    let layout = Layout::new(&toc);
+    let layout = Layout::new(toc.chunks());
     let bytes = image(&toc, &layout, OpaqueXattr::Trusted).unwrap();
     let image = erofs::check(&bytes, layout.len()).unwrap();
     let tree = Tree::new(&toc, OpaqueXattr::Trusted);

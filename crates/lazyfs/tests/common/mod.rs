@@ -26,6 +26,7 @@ use futures::FutureExt as _;
 use lazyfs::{Layer, LayerSpec, Layers, LayersOptions, Mount, MountOptions, OpenSource, Prefetch};
 use tokio::sync::{Semaphore, watch};
 
+pub mod formats;
 pub mod tree;
 
 /// Whether layers can be mounted here; says why not.
@@ -102,10 +103,20 @@ impl Tar {
     }
 
     pub fn xattrs(&mut self, path: &str, xattrs: &[(&str, &[u8])], content: &[u8]) -> &mut Self {
+        self.attributed(path, 0o644, xattrs, content)
+    }
+
+    pub fn attributed(
+        &mut self,
+        path: &str,
+        mode: u32,
+        xattrs: &[(&str, &[u8])],
+        content: &[u8],
+    ) -> &mut Self {
         let named: Vec<(String, &[u8])> =
             xattrs.iter().map(|(name, value)| (format!("SCHILY.xattr.{name}"), *value)).collect();
         self.0.append_pax_extensions(named.iter().map(|(name, value)| (name.as_str(), *value))).unwrap();
-        self.file(path, 0o644, content)
+        self.file(path, mode, content)
     }
 
     pub fn symlink(&mut self, path: &str, target: &str) -> &mut Self {
@@ -223,6 +234,8 @@ pub struct Source {
     bytes: Bytes,
     pub mood: Mutex<Mood>,
     pub opened: AtomicUsize,
+    /// See [`BlobSource::unit`].
+    pub unit: AtomicUsize,
     pub reads: Mutex<Vec<(ByteRange, Urgency)>>,
     /// A read takes a permit and does not give it back.
     pub gate: Semaphore,
@@ -263,6 +276,7 @@ impl Source {
             bytes: blob.bytes.clone(),
             mood: Mutex::new(Mood::Honest),
             opened: AtomicUsize::new(0),
+            unit: AtomicUsize::new(1),
             reads: Mutex::default(),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
             traffic: watch::Sender::default(),
@@ -324,6 +338,10 @@ impl BlobSource for Source {
         self.bytes.len() as u64
     }
 
+    fn unit(&self) -> u64 {
+        self.unit.load(Ordering::SeqCst) as u64
+    }
+
     async fn read_traced(
         &self,
         range: ByteRange,
@@ -361,6 +379,7 @@ pub fn on_demand(blob: &Blob, source: &Arc<Source>) -> LayerSpec {
         toc_digest: blob.built.toc_digest,
         layer_digest: blob.built.digest,
         open: source.opener(),
+        external_toc: formats::external_toc(blob),
         prefetch: Prefetch { enabled: false, size: 0 },
         background: false,
     }
@@ -371,6 +390,8 @@ pub fn quick() -> LayersOptions {
         read_deadline: Duration::from_secs(20),
         background_quiet: Duration::ZERO,
         flush_after: Duration::from_millis(10),
+        // However full the disk is on which the tests run.
+        keep_free: 0,
         ..LayersOptions::default()
     }
 }

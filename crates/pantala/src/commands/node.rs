@@ -49,7 +49,8 @@ fn settings(args: &NodeArgs, file: &NodeFile) -> anyhow::Result<Settings> {
     registries.plain_http.extend(plain_host(&mirror));
     let snapshotter = match &args.snapshotter {
         Some(path) => {
-            let config = super::snapshotter::load(Some(path))?;
+            let mut config = super::snapshotter::load(Some(path))?;
+            config.driver = args.driver.unwrap_or(config.driver);
             registries = registries.with_lazy(&config, proxy.port());
             Some(SnapshotterSettings {
                 address: args.snapshotter_address.clone(),

@@ -50,10 +50,11 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
         ended
     });
 
-    let config = match &args.config {
+    let mut config = match &args.config {
         Some(path) => super::snapshotter::load(Some(path))?,
         None => snapshotter::Config::default(),
     };
+    config.driver = args.driver.unwrap_or(config.driver);
     let socket = args.address.clone().unwrap_or_else(|| root.join("snapshotter.sock"));
     let mut registries = Registries {
         plain_http: args.registries.plain_http.clone(),

@@ -121,7 +121,14 @@ config_path = "/etc/containerd/certs.d"
 endpoint = ["https://mirror.example"]
 "#;
     let config = parse(text).unwrap();
-    let followed = ["prefetch_size", "noprefetch", "no_background_fetch", "request_timeout_sec"];
+    let followed = [
+        "prefetch_size",
+        "noprefetch",
+        "no_background_fetch",
+        "request_timeout_sec",
+        "resolve_result_entry_ttl_sec",
+        "fetching_timeout_sec",
+    ];
     let checked = ["allow_no_verification", "disable_verification"];
     // One warning for each key that does nothing; everything below `registry` is one.
     let keys = text.lines().filter(|line| line.contains(" = ")).count();
@@ -155,6 +162,22 @@ fn unknown_keys_are_told_with_line_and_neighbour() {
 }
 
 #[test]
+fn the_disk_has_a_table_of_its_own() {
+    let config = parse("[pantala.disk]\nbudget = \"2GiB\"\nkeep_free_percent = 5").unwrap();
+    assert_eq!((config.disk_budget, config.keep_free), (Some(2 << 30), Some(5)));
+    let config = parse("[pantala.disk]\nbudget = 4096").unwrap();
+    assert_eq!((config.disk_budget, config.keep_free), (Some(4096), None));
+    for (text, key) in [
+        ("budget = \"2 GiBs\"", "pantala.disk.budget"),
+        ("budget = 0", "pantala.disk.budget"),
+        ("keep_free_percent = 100", "pantala.disk.keep_free_percent"),
+    ] {
+        let error = parse(&format!("[pantala.disk]\n{text}")).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
+#[test]
 fn nothing_unverified_is_possible() {
     for key in ["allow_no_verification", "disable_verification"] {
         let error = parse(&format!("{key} = true")).unwrap_err();
@@ -176,4 +199,12 @@ fn wrong_values_tell_where() {
         assert!(error.contains("config.toml") && error.contains(words), "{error}");
     }
     assert!(Config::load(Path::new("/does/not/exist.toml")).unwrap_err().to_string().contains("exist.toml"));
+}
+
+#[test]
+fn deadlines_and_times_of_upstream_are_followed() {
+    let config = parse("resolve_result_entry_ttl_sec = 5\n[blob]\nfetching_timeout_sec = 7").unwrap();
+    assert_eq!((config.resolved_for.as_secs(), config.read_deadline.as_secs()), (5, 7));
+    let config = parse("[blob]\nfetching_timeout_sec = 0").unwrap();
+    assert_eq!((config.resolved_for.as_secs(), config.read_deadline.as_secs()), (120, 60));
 }

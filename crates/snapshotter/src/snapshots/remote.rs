@@ -64,6 +64,7 @@ impl Snapshots {
             }
             Slot::Free => {}
         }
+        self.resolver.neighbours_of(&source, labels);
         match self.resolve_and_commit(parent, target, labels, source).await {
             Ok(name) => {
                 prepared(key, parent);

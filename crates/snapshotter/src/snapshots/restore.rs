@@ -1,8 +1,10 @@
-//! After a restart: what was mounted is mounted again.
+//! After a restart: what lives is taken over, what does not is mounted again.
 //!
-//! Nothing of the process before lives on, so its mounts are dead and go first. Then every lazy layer is
-//! mounted again, all at once and without the network: tables of contents lie on disk. One that cannot be
-//! is logged and left; the next `Mounts` that needs it tries again, and says so if it fails.
+//! If somebody kept the descriptors of the process before, its mounts are only waiting: they are served on, and
+//! no container notices. The same goes for what has no mountpoint any more but is still used below a container's
+//! overlay. All other layers are mounted again, all at once and without the network: tables of contents lie on
+//! disk. One that cannot be is logged and left; the next `Mounts` that needs it tries again, and says so if it
+//! fails. Nothing is ever unmounted by force.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +13,10 @@ use futures::StreamExt;
 use futures::stream;
 
 use super::{SnapshotError, Snapshots};
+use crate::meta::Record;
 
 /// Layers mounted at once.
-const RESTORES_AT_ONCE: usize = 16;
+const RESTORES_AT_ONCE: usize = 32;
 
 /// How long the start waits for them. What is slower goes on in the background.
 const RESTORE_WAIT: Duration = Duration::from_secs(5);
@@ -22,25 +25,25 @@ impl Snapshots {
     /// Brings everything back.
     ///
     /// # Errors
-    /// That the dead process's mounts cannot be taken away. A single layer is no reason to stay down.
+    /// That mounts which nobody owns cannot be taken away. A single layer is no reason to stay down.
     pub async fn restore(self: &Arc<Self>) -> Result<(), SnapshotError> {
-        let stale = self.blocking(|_, dirs| Ok(dirs.unmount_stale()?)).await?;
+        let lazy: Vec<u64> = self.meta.lazy().iter().map(|(_, row)| row.id).collect();
+        let stale = self.blocking(move |_, dirs| Ok(dirs.unmount_others(&lazy)?)).await?;
         if stale > 0 {
-            tracing::info!(mounts = stale, "took away the mounts of the process before");
+            tracing::info!(mounts = stale, "took away mounts that belong to no layer");
         }
         let this = Arc::clone(self);
         let restoring = self.tasks.spawn(async move {
-            let all =
-                stream::iter(this.meta.lazy()).for_each_concurrent(RESTORES_AT_ONCE, async |(name, row)| {
-                    let Some(source) = &row.source else { return };
-                    match this.table.ensure(row.id, source).await {
-                        Ok(()) => tracing::debug!(snapshot = %name, layer = %source.layer, "mounted again"),
-                        Err(error) => tracing::error!(
-                            snapshot = %name, layer = %source.layer, image = %source.reference, %error,
-                            "could not mount a lazy layer again; its next use tries anew"
-                        ),
-                    }
-                });
+            let each = |(name, row): (String, Arc<Record>)| {
+                let this = Arc::clone(&this);
+                async move { this.bring_back(&name, &row).await }
+            };
+            let all = stream::iter(this.meta.lazy()).for_each_concurrent(RESTORES_AT_ONCE, each);
+            // Once more at the end: what could not be taken over at its place is an orphan by then.
+            let all = async {
+                tokio::join!(all, this.table.backend().serve_orphans());
+                this.table.backend().serve_orphans().await;
+            };
             tokio::select! {
                 () = this.stop.cancelled() => {}
                 () = all => {}
@@ -54,5 +57,16 @@ impl Snapshots {
             tracing::warn!(%error, "could not delete what no snapshot owns");
         }
         Ok(())
+    }
+
+    async fn bring_back(&self, name: &str, row: &Record) {
+        let Some(source) = &row.source else { return };
+        match self.table.ensure(row.id, source).await {
+            Ok(()) => tracing::debug!(snapshot = name, layer = %source.layer, "a lazy layer is back"),
+            Err(error) => tracing::error!(
+                snapshot = name, layer = %source.layer, image = %source.reference, %error,
+                "could not mount a lazy layer again; its next use tries anew"
+            ),
+        }
     }
 }

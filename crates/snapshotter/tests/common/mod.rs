@@ -39,6 +39,9 @@ pub const REF: &str = "containerd.io/snapshot.ref";
 pub struct FakeLayers {
     pub files: PathBuf,
     pub opened: AtomicUsize,
+    /// Names of the blobs of the one image that there is, and how often its manifest was asked for.
+    pub image: Mutex<Vec<&'static str>>,
+    pub manifests: AtomicUsize,
     pub broken: AtomicBool,
     /// While set, opening waits for a permit of `gate`.
     pub held: AtomicBool,
@@ -53,6 +56,8 @@ impl FakeLayers {
         Arc::new(Self {
             files: files.to_owned(),
             opened: AtomicUsize::new(0),
+            image: Mutex::default(),
+            manifests: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
             held: AtomicBool::new(false),
             gate: Semaphore::new(0),
@@ -66,6 +71,24 @@ struct Shared(Arc<FakeLayers>);
 
 #[tonic::async_trait]
 impl LayerBackend for Shared {
+    async fn neighbours(
+        &self,
+        source: &LayerSource,
+        _: Option<Digest>,
+    ) -> Result<Vec<LayerSource>, LayerError> {
+        self.0.manifests.fetch_add(1, Ordering::SeqCst);
+        let image = self.0.image.lock().unwrap().clone();
+        if image.is_empty() {
+            return Err(LayerError("there is no manifest".into()));
+        }
+        let layer = |name: &&str| LayerSource {
+            layer: Digest::of(name.as_bytes()),
+            toc: Digest::of(format!("toc {name}").as_bytes()),
+            ..source.clone()
+        };
+        Ok(image.iter().map(layer).collect())
+    }
+
     async fn open(&self, source: &LayerSource) -> Result<Arc<dyn OpenLayer>, LayerError> {
         if self.0.held.load(Ordering::SeqCst) {
             self.0.waiting.add_permits(1);
@@ -141,7 +164,7 @@ impl Lab {
     pub async fn with_wait(prepare_wait: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let layers = FakeLayers::new(&dir.path().join("files"));
-        let limits = Limits { prepare_wait };
+        let limits = Limits { prepare_wait, resolved_for: Duration::from_mins(2) };
         let (running, client, stop) = launch(dir.path(), &layers, limits).await;
         Self { handle: running.handle(), running: Some(running), dir, layers, stop, client, limits }
     }

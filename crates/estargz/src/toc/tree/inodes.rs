@@ -79,18 +79,21 @@ impl Tree {
 
     /// Digests of the files that are still there, ascending by inode.
     pub(super) fn file_digests(&mut self, inode_of_raw: &[u32]) -> Vec<(u32, Digest)> {
-        let inode = |raw: u32| inode_of_raw.get(raw as usize).copied().filter(|inode| *inode != 0);
-        let mut digests: Vec<(u32, Digest)> = std::mem::take(&mut self.digests)
-            .into_iter()
-            .filter_map(|(raw, digest)| Some((inode(raw)?, digest)))
-            .collect();
-        digests.sort_unstable_by_key(|(inode, _)| *inode);
-        digests.shrink_to_fit();
-        digests
+        by_inode(std::mem::take(&mut self.digests), inode_of_raw)
     }
 
     pub(super) fn owner_names(&mut self) -> Vec<Span> {
         let names = std::mem::take(&mut self.owners).into_names();
         names.iter().map(|name| self.add_string(name.as_bytes()).unwrap_or(Span { at: 0, len: 0 })).collect()
     }
+}
+
+/// What is said of entries that are still there, ascending by inode.
+pub(super) fn by_inode<T>(said: Vec<(u32, T)>, inode_of_raw: &[u32]) -> Vec<(u32, T)> {
+    let inode = |raw: u32| inode_of_raw.get(raw as usize).copied().filter(|inode| *inode != 0);
+    let mut said: Vec<(u32, T)> =
+        said.into_iter().filter_map(|(raw, what)| Some((inode(raw)?, what))).collect();
+    said.sort_unstable_by_key(|(inode, _)| *inode);
+    said.shrink_to_fit();
+    said
 }

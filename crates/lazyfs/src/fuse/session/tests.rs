@@ -32,12 +32,13 @@ async fn session(folder: &std::path::Path) -> (Arc<Layers>, Arc<Session>) {
         toc_digest: built.toc_digest,
         layer_digest: Digest::of(&blob),
         open: Arc::new(dead),
+        external_toc: None,
         prefetch: Prefetch::default(),
         background: false,
     };
     let layer = layers.layer(spec).await.unwrap();
     let device = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty()).unwrap();
-    let session = Session::new(device, layer, &MountOptions::default());
+    let session = Session::new(device, layer, &MountOptions::default()).unwrap();
     (layers, session)
 }
 

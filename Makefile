@@ -9,8 +9,8 @@ help:
 	@echo 'make demo   containers start lazily through the swarm on three hosts; a table of times and bytes'
 	@echo 'make test   unit, property and end-to-end tests (root, network namespaces, containerd)'
 	@echo 'make lint   format, clippy, licences and bans'
-	@echo 'make bench  memory, start time, and conversion beside ctr-remote; fails if a promise is not kept'
-	@echo 'make peers  the newest converters of others, for tests and benchmarks; needs Go, optional'
+	@echo 'make bench  memory, start time, lazy layers and conversion beside their peers; fails if a promise is not kept'
+	@echo 'make peers  the newest converters and the snapshotter of others, for tests and benchmarks; needs Go, optional'
 	@echo 'make fuzz   every decoder for FUZZ_SECONDS (60) each'
 	@echo 'make build  the release binary, $(BIN)'
 	@echo 'make clean  what was built and cached'
@@ -33,7 +33,9 @@ lint: setup-lint
 
 bench: setup-test
 	$(CARGO) build --release --locked -p pantala -p testkit --bins
+	$(CARGO) build --release --locked -p lazyfs --example open
 	bench/run $(BIN)
+	bench/lazy $(BIN)
 	bench/convert $(BIN)
 
 peers:

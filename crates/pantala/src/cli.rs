@@ -52,7 +52,7 @@ pub enum Command {
     Scheduler(SchedulerArgs),
     /// Run a node: peer, proxy and registry mirror, and with --snapshotter lazy mounts
     Node(NodeArgs),
-    /// Run scheduler, seed, proxy and snapshotter on this machine in one process
+    /// Run scheduler, seed, proxy and snapshotter on this machine with one command
     Up(UpArgs),
     /// Show nodes, mounted layers, and where bytes came from
     Status(StatusArgs),

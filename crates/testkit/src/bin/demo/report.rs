@@ -16,7 +16,7 @@ const LATER_NODES_SHARE: f64 = 0.02;
 /// The last words.
 pub const HOW_TO_GO_ON: &str = "
 How to go on:
-  target/release/pantala up --help          everything on this machine, one process
+  target/release/pantala up --help          everything on this machine, one command
   target/release/pantala image convert --help
   docs/demo.md                              what was just shown, explained
   README.md                                 a cluster of your own in a minute

@@ -40,19 +40,17 @@ use crate::bitmap::Bitmap;
 pub(crate) use crate::disk::replace;
 use crate::disk::{self, Disk};
 use crate::keeper::Keep;
+use crate::keeper::names::DATA;
 use crate::space::Space;
 use map::{Found, Subject};
 
 /// The name under which the descriptor of a layer's data file is kept.
 pub(crate) fn kept_name(toc: &Digest) -> String {
-    format!("{KEPT}{}", toc.hex())
+    format!("{DATA}{}", toc.hex())
 }
 
 /// Ranges that are noted as given between two flushes: more would cost more memory than they free.
 const MOST_GIVEN: usize = 4096;
-
-/// What [`kept_name`] begins with.
-pub(crate) const KEPT: &str = "data-";
 
 /// What a layer's files are handled with.
 pub(crate) struct Means<'a> {

@@ -44,8 +44,8 @@ use tokio::sync::watch;
 use crate::error::LayerError;
 use crate::keeper::Keep;
 use crate::layer::Layer;
+use crate::mountpoint::detach;
 use crate::tree::OpaqueXattr;
-use attach::detach;
 use kept::{Kept, Label, Owner};
 use session::{Ended, Session};
 

@@ -17,11 +17,12 @@
 //!
 //! The service manager's descriptor store is the second belt, for the death of all three.
 //!
-//! * `keeper/wire.rs`: messages. `keeper/socket.rs`: how they travel. `keeper/talk.rs`: one connection.
+//! * `keeper/names.rs`: what is kept. `keeper/wire.rs`: messages. `keeper/socket.rs`: how they travel. `keeper/talk.rs`: one connection.
 //! * `keeper/serve.rs`, `keeper/refuse.rs`: the keeper. `keeper/client.rs`: the worker's side.
 //! * `keeper/supervise.rs`: the supervisor. `keeper/store.rs`: the service manager. `keeper/sys.rs`: system calls.
 
 mod client;
+pub(crate) mod names;
 mod refuse;
 mod serve;
 mod socket;

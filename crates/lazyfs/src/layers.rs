@@ -34,7 +34,7 @@ use futures::future::{BoxFuture, Shared};
 
 use crate::engine::{Engine, LayersOptions};
 use crate::error::LayerError;
-use crate::fill::KEPT;
+use crate::keeper::names::DATA;
 use crate::keeper::{Keep, KeepHere};
 use crate::layer::{Core, Layer};
 use crate::source::{ExternalToc, OpenSource};
@@ -240,7 +240,7 @@ impl Layers {
         // What the process before left mounted must find its folder when it is opened again.
         let kept =
             self.engine.keep.names().map_err(LayerError::disk("asking the keeper for", &self.folder))?;
-        let kept: HashSet<&str> = kept.iter().filter_map(|name| name.strip_prefix(KEPT)).collect();
+        let kept: HashSet<&str> = kept.iter().filter_map(|name| name.strip_prefix(DATA)).collect();
         let listing = std::fs::read_dir(&self.folder).map_err(LayerError::disk("listing", &self.folder))?;
         let mut graves = Vec::new();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

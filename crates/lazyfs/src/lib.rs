@@ -31,6 +31,7 @@ mod layers;
 mod layout;
 mod metadata;
 pub mod mounter;
+mod mountpoint;
 mod native;
 mod reserve;
 mod source;

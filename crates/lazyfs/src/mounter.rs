@@ -12,11 +12,9 @@ use content::Digest;
 
 use crate::fuse::{self, Fuse, MountError, MountOptions};
 use crate::keeper::Keep;
+use crate::keeper::names::GROUP;
 use crate::layer::Layer;
 use crate::native::{self, Native, NativeMount, ProbeError};
-
-/// The name under which the fanotify group is kept.
-const GROUP: &str = "group";
 
 /// Which driver is wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -45,7 +45,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::LayerError;
 use crate::keeper::Keep;
+use crate::keeper::names::{GROUP, JOURNAL};
 use crate::layer::Layer;
+use crate::mountpoint::detach;
 use crate::tree::OpaqueXattr;
 use desk::Desk;
 pub(crate) use desk::{refuse_new, refuse_unanswered};
@@ -53,10 +55,6 @@ use guard::Guards;
 use journal::{Journal, Noted, Superblock};
 pub use probe::{ProbeError, probe};
 use sys::Verdict;
-
-/// Under these names the next process finds what it needs.
-const GROUP: &str = "group";
-const JOURNAL: &str = "journal";
 
 /// Threads that take events. An event costs them some 5 µs, so that one has enough of it.
 const THREADS: usize = 1;
@@ -528,7 +526,7 @@ impl NativeMount {
     pub async fn unmount(&self) -> io::Result<()> {
         if !self.unmounted.swap(true, Ordering::AcqRel) {
             let path = self.path.clone();
-            let detached = tokio::task::spawn_blocking(move || superblock::detach(&path)).await;
+            let detached = tokio::task::spawn_blocking(move || detach(&path)).await;
             if let Err(error) = detached.unwrap_or_else(|error| Err(io::Error::other(error))) {
                 self.unmounted.store(false, Ordering::Release);
                 return Err(error);
@@ -557,7 +555,7 @@ impl Drop for NativeMount {
             return;
         }
         if !self.unmounted.swap(true, Ordering::AcqRel)
-            && let Err(error) = superblock::detach(&self.path)
+            && let Err(error) = detach(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "a layer cannot be unmounted");
         }

@@ -16,9 +16,8 @@ use content::Digest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::keeper::Keep;
+use crate::keeper::names::FUSE;
 use crate::tree::OpaqueXattr;
-
-const PREFIX: &str = "fuse-";
 
 /// What a device shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,13 +38,13 @@ impl fmt::Display for Label {
             OpaqueXattr::Trusted => 't',
             OpaqueXattr::User => 'u',
         };
-        write!(f, "{PREFIX}{}-{}-{}-{opaque}", self.minor, self.toc.hex(), self.layer.hex())
+        write!(f, "{FUSE}{}-{}-{}-{opaque}", self.minor, self.toc.hex(), self.layer.hex())
     }
 }
 
 impl Label {
     fn parse(name: &str) -> Option<Self> {
-        let mut parts = name.strip_prefix(PREFIX)?.split('-');
+        let mut parts = name.strip_prefix(FUSE)?.split('-');
         let minor = parts.next()?.parse().ok()?;
         let mut digest = || format!("sha256:{}", parts.next()?).parse().ok();
         let (toc, layer) = (digest()?, digest()?);

@@ -11,16 +11,11 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::names::{DATA, FUSE, GROUP, JOURNAL};
 use super::sys;
 use super::wire::Name;
 use crate::fuse::abi;
 
-/// The fanotify group.
-pub const GROUP: &str = "group";
-/// The journal of its unanswered events.
-pub const JOURNAL: &str = "journal";
-/// Devices of FUSE mounts.
-pub const FUSE: &str = "fuse-";
 /// Requests that are answered in one go, before others are looked at.
 const AT_ONCE: usize = 256;
 /// Larger than the largest request that the kernel sends to a file system that is never written to.
@@ -113,7 +108,7 @@ fn answer(device: &OwnedFd, request: &[u8]) {
 /// Which names nothing in the kernel needs any more. Only to be asked while no worker is there.
 pub fn needless(kept: &BTreeMap<Name, OwnedFd>) -> Vec<Name> {
     let native = native_is_shown();
-    let of_native = |name: &str| name == GROUP || name == JOURNAL || name.starts_with("data-");
+    let of_native = |name: &str| name == GROUP || name == JOURNAL || name.starts_with(DATA);
     kept.iter()
         .filter(|(name, fd)| match name.as_str() {
             name if name.starts_with(FUSE) => is_over(fd),

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use content::Digest;
 
 use super::{GROUP, Inner, JOURNAL, NativeError, is_shown, sys, system};
-use crate::fill::{KEPT, kept_name};
+use crate::fill::kept_name;
+use crate::keeper::names::DATA;
 use crate::layer::Layer;
 
 /// A registered layer.
@@ -54,7 +55,7 @@ impl Guards {
 }
 
 fn kept_digest(name: &str) -> Option<Digest> {
-    format!("sha256:{}", name.strip_prefix(KEPT)?).parse().ok()
+    format!("sha256:{}", name.strip_prefix(DATA)?).parse().ok()
 }
 
 impl Inner {

@@ -50,7 +50,7 @@ pub fn probe(scratch: &Path) -> Result<(), ProbeError> {
 }
 
 fn clean(folder: &Path) {
-    let _ = superblock::detach(&folder.join("mount"));
+    let _ = crate::mountpoint::detach(&folder.join("mount"));
     let _ = std::fs::remove_dir_all(folder);
 }
 

@@ -13,8 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 
 const BDI: &str = "/sys/class/bdi";
 const PREFIX: &str = "erofs-";
@@ -107,7 +106,7 @@ pub(crate) fn mount(
     match std::fs::symlink_metadata(at).and_then(|data| Ok(Mounted { dev: data.dev(), number: number? })) {
         Ok(mounted) => Ok(mounted),
         Err(error) => {
-            let _ = detach(at);
+            let _ = crate::mountpoint::detach(at);
             Err(error)
         }
     }
@@ -123,12 +122,4 @@ fn source_of(image: &File) -> PathBuf {
         std::fs::symlink_metadata(path).and_then(|named| Ok(same(named, image.metadata()?))).unwrap_or(false)
     });
     named.unwrap_or(descriptor)
-}
-
-/// Takes away whatever is mounted at `at`; that nothing is, is no error.
-pub(crate) fn detach(at: &Path) -> io::Result<()> {
-    match rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }

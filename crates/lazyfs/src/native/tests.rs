@@ -266,7 +266,7 @@ impl Orphaned {
     }
 
     async fn end(self, native: Arc<Native>) {
-        superblock::detach(&self.root()).unwrap();
+        crate::mountpoint::detach(&self.root()).unwrap();
         drop(self.layer);
         tokio::time::sleep(Duration::from_millis(50)).await;
         native.leave().await;

@@ -8,10 +8,14 @@ const FILES: &[&str] = &[
     "containerd/mount.proto",
     "containerd/descriptor.proto",
     "containerd/snapshots.proto",
+    "containerd/diff.proto",
     "containerd/content.proto",
     "containerd/images.proto",
     "containerd/leases.proto",
     "containerd/namespaces.proto",
+    "containerd/events.proto",
+    "cri/image.proto",
+    "cri/runtime.proto",
 ];
 
 /// Fields of bytes that are passed on without a copy.

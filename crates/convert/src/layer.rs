@@ -2,7 +2,8 @@
 //!
 //! What is tried, in this order, each cheaper than the next:
 //!
-//! 1. A layer that is kept elsewhere (non-distributable) stays there.
+//! 1. A layer that is kept elsewhere (non-distributable) stays there; where all that is wanted is a copy
+//!    ([`crate::ConvertOptions::verbatim`]), every layer is copied.
 //! 2. A layer that can be mounted lazily in the wished format already is copied as it is, once its own TOC
 //!    agreed with what the manifest pins.
 //! 3. The target's present image, or the local index, knows what this layer became before ([`crate::reuse`]).
@@ -32,6 +33,8 @@ use crate::toc_image::TocPart;
 mod describe;
 mod lazy;
 mod make;
+
+pub(crate) use lazy::mountable_toc;
 
 use describe::oci_layer;
 pub(crate) use describe::{Done, Made, OPTIONS_ANNOTATION, SOURCE_ANNOTATION, is_of_bytes};
@@ -63,7 +66,7 @@ impl Layer<'_> {
     fn kept(&self, outcome: Outcome, toc: Option<TocPart>) -> Done {
         let before = self.before;
         let media_type = oci_layer(&before.media_type).unwrap_or(&before.media_type).to_owned();
-        self.progress.done(outcome, before.size);
+        self.progress.done(outcome.as_str(), before.size);
         let mut report = self.report(outcome, before.digest, before.size);
         report.describe(before);
         Done { report, media_type, made: None, source_diff_id: None, toc }
@@ -71,7 +74,7 @@ impl Layer<'_> {
 
     fn found(&self, found: Found, toc: Option<TocPart>) -> Done {
         let Found { descriptor, diff_id } = found;
-        self.progress.done(Outcome::Reused, descriptor.size);
+        self.progress.done(Outcome::Reused.as_str(), descriptor.size);
         let mut report = self.report(Outcome::Reused, descriptor.digest, descriptor.size);
         report.describe(&descriptor);
         let media_type = descriptor.media_type.clone();
@@ -89,6 +92,10 @@ impl Engine<'_> {
             Layer { before, started: Instant::now(), progress: self.progress.layer(&short, before.size) };
         if media_type::is_foreign(&before.media_type) {
             return Ok(layer.kept(Outcome::Foreign, None));
+        }
+        if self.options.verbatim {
+            self.bring(&self.source, before, &layer.progress).await?;
+            return Ok(layer.kept(Outcome::Kept, None));
         }
         if oci_layer(&before.media_type).is_none() {
             let (digest, media_type) = (before.digest, before.media_type.clone());
@@ -244,7 +251,7 @@ impl Engine<'_> {
 
     async fn made(&self, layer: &Layer<'_>, claimed: Digest, built: Built) -> Result<Done, ConvertError> {
         let before = layer.before;
-        layer.progress.done(Outcome::Converted, built.size);
+        layer.progress.done(Outcome::Converted.as_str(), built.size);
         tracing::debug!(source = %before.digest, layer = %built.digest, toc = %built.toc_digest, "converted a layer");
         let mut descriptor = Descriptor::new(self.recipe.layer.format.media_type(), built.digest, built.size);
         let mut annotations = built.annotations();

@@ -13,6 +13,8 @@
 //! at the same time, in memory that does not depend on the layer's size. The result depends on the image and
 //! the options alone.
 //!
+//! [`pull`] brings an image into containerd, its layers mounted by a snapshotter before their bytes are here.
+//!
 //! Deliberately absent: the layer format, which is `estargz`'s, and the registry's protocol, `registry`'s.
 
 mod budget;
@@ -22,6 +24,7 @@ mod engine;
 mod error;
 mod inspect;
 mod layer;
+mod mountable;
 mod options;
 mod pipe;
 pub mod place;
@@ -29,6 +32,7 @@ mod plan;
 mod platform;
 mod prefetch;
 mod progress;
+mod pull;
 mod report;
 mod reuse;
 mod table;
@@ -45,6 +49,7 @@ pub use inspect::{
     FileReport, ImageReport, InspectOptions, LayerKind, LayerReport, LayerToc, LookError, PlatformReport,
     StartReport, TocDigests, inspect, toc_digests,
 };
+pub use mountable::{Mountable, MountableLayer, mountable};
 pub use options::{ConvertOptions, Platforms};
 pub use place::{
     BlobWriter, Containerd, ImageSource, ImageTarget, Place, PlaceError, PlaceParseError, Places,
@@ -52,6 +57,7 @@ pub use place::{
 pub use platform::{PlatformError, PlatformSpec};
 pub use prefetch::{Glob, GlobError, Prefetch, PrefetchError};
 pub use progress::{Bars, LayerProgress, Lines, Progress, Silent};
+pub use pull::{PullOptions, PullReport, PulledAs, PulledLayer, pull};
 pub use report::{ConvertReport, ConvertedImage, ConvertedLayer, Outcome};
 pub use verify::{
     LayerVerdict, LayerWatch, LieReport, PlatformVerdict, Unwatched, Verdict, VerifyBars, VerifyOptions,

@@ -41,6 +41,8 @@ pub struct ConvertOptions {
     pub reuse: bool,
     /// Convert layers again that need not be, and look for none that were converted before.
     pub force: bool,
+    /// Keep every layer as it is: a copy.
+    pub verbatim: bool,
     /// Keep a layer that cannot be converted as it is, instead of failing.
     pub skip_unconvertible: bool,
     /// Layers that are converted at once; `None` for as many as memory and cores allow.

@@ -35,6 +35,7 @@ mod registry;
 mod spool;
 mod tar_index;
 
+pub(crate) use containerd::{ContainerdShelf, Prepared};
 pub use error::PlaceError;
 pub use name::{Place, PlaceParseError};
 

@@ -119,7 +119,8 @@ impl Plan {
 }
 
 impl Image {
-    async fn read(
+    /// Reads the config of an image, and compares it with the manifest.
+    pub(crate) async fn read(
         source: &dyn ImageSource,
         descriptor: &Descriptor,
         bytes: &[u8],
@@ -176,7 +177,11 @@ fn chosen(
     Ok(manifests.cloned().collect())
 }
 
-fn no_platform(source: &dyn ImageSource, wanted: &PlatformSpec, available: Vec<String>) -> ConvertError {
+pub(crate) fn no_platform(
+    source: &dyn ImageSource,
+    wanted: &PlatformSpec,
+    available: Vec<String>,
+) -> ConvertError {
     ConvertError::Platform { reference: source.place().to_string(), wanted: wanted.to_string(), available }
 }
 

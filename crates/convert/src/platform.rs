@@ -46,6 +46,23 @@ impl FromStr for PlatformSpec {
 }
 
 impl PlatformSpec {
+    /// That of this machine.
+    pub fn here() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            "powerpc64" => "ppc64le",
+            other => other,
+        };
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+    }
+
+    /// Whether an image for this one runs where images for `other` do.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.os == other.os && self.architecture == other.architecture
+    }
+
     /// Whether an image for `platform` is what is looked for.
     pub fn matches(&self, platform: &Platform) -> bool {
         let same = self.os == platform.os && self.architecture == platform.architecture;

@@ -1,4 +1,4 @@
-//! Showing how far a conversion is: bars on a terminal, a line for each beginning and end elsewhere.
+//! Showing how far a conversion or a pull is: bars on a terminal, a line for each beginning and end elsewhere.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::report::Outcome;
 use crate::table;
 
 /// Is told what a conversion does.
@@ -23,8 +22,8 @@ pub trait LayerProgress: Send + Sync {
     fn read(&self, bytes: u64);
     /// The layer is made; its last bytes, of `size` in all, are on their way.
     fn pushing(&self, size: u64);
-    /// The layer is at its destination, with `size` bytes.
-    fn done(&self, outcome: Outcome, size: u64);
+    /// The layer is at its destination, with `size` bytes; `outcome` is a word.
+    fn done(&self, outcome: &'static str, size: u64);
 }
 
 /// Shows nothing.
@@ -41,7 +40,7 @@ impl Progress for Silent {
 impl LayerProgress for Silent {
     fn read(&self, _: u64) {}
     fn pushing(&self, _: u64) {}
-    fn done(&self, _: Outcome, _: u64) {}
+    fn done(&self, _: &'static str, _: u64) {}
 }
 
 /// Plain lines on standard error, for logs.
@@ -68,10 +67,10 @@ struct Line {
 impl LayerProgress for Line {
     fn read(&self, _: u64) {}
     fn pushing(&self, _: u64) {}
-    fn done(&self, outcome: Outcome, size: u64) {
-        let (before, after) = (table::bytes(self.size), table::bytes(size));
-        let seconds = self.began.elapsed().as_secs_f64();
-        say(&format!("{}  {}, {before} -> {after}, {seconds:.1} s", self.name, outcome.as_str()));
+    fn done(&self, outcome: &'static str, size: u64) {
+        let became = if size == self.size { String::new() } else { format!(" -> {}", table::bytes(size)) };
+        let (before, seconds) = (table::bytes(self.size), self.began.elapsed().as_secs_f64());
+        say(&format!("{}  {outcome}, {before}{became}, {seconds:.1} s", self.name));
     }
 }
 
@@ -124,10 +123,10 @@ impl LayerProgress for Bar {
         self.0.set_message("pushing");
     }
 
-    fn done(&self, outcome: Outcome, size: u64) {
+    fn done(&self, outcome: &'static str, size: u64) {
         self.0.set_length(size);
         self.0.set_style(style(DONE));
-        self.0.finish_with_message(outcome.as_str());
+        self.0.finish_with_message(outcome);
     }
 }
 

@@ -182,7 +182,7 @@ impl LayerProgress for StopAfter {
         }
     }
     fn pushing(&self, _: u64) {}
-    fn done(&self, _: Outcome, _: u64) {}
+    fn done(&self, _: &'static str, _: u64) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

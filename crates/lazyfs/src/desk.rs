@@ -6,9 +6,15 @@
 //! taken apart one after another, each in what the last one left.
 
 use std::sync::OnceLock;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+
+use crate::memory;
+
+/// When no table came for so long, the pull is over.
+const QUIET: Duration = Duration::from_millis(300);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -18,7 +24,17 @@ fn hand_over(job: Job) -> Result<(), Job> {
     let desk = DESK.get_or_init(|| {
         let (sender, jobs) = channel::<Job>();
         let work = move || {
-            for job in jobs {
+            loop {
+                let job = match jobs.recv_timeout(QUIET) {
+                    Ok(job) => job,
+                    Err(RecvTimeoutError::Timeout) => {
+                        memory::call_turn();
+                        memory::at_rest();
+                        let Ok(job) = jobs.recv() else { return };
+                        job
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                };
                 // Whoever waits for a job that panics is told that it was dropped.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
             }

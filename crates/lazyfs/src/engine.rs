@@ -19,6 +19,7 @@ use crate::disk::{Disk, Os};
 use crate::fill::Means;
 use crate::keeper::Keep;
 use crate::layer::Core;
+use crate::numbers::Totals;
 use crate::reserve::{AFTER_ANSWER, Reserve};
 use crate::space::{Limits, Space};
 
@@ -53,6 +54,9 @@ pub struct LayersOptions {
     /// Bytes held back so that the `native` driver can go on when the disk is full. It is the most that can be
     /// read of absent chunks in ten seconds then. Allocated when the first layer is mounted so.
     pub reserve: u64,
+    /// Whether the first read of each file is logged, at level `debug`. The `native` driver hears of reads only as long as a
+    /// layer is not complete.
+    pub log_file_access: bool,
 }
 
 impl Default for LayersOptions {
@@ -72,6 +76,7 @@ impl Default for LayersOptions {
             // 85 % are used: what nobody waits for must not be what gets it there.
             keep_free: 18,
             reserve: 64 << 20,
+            log_file_access: false,
         }
     }
 }
@@ -90,6 +95,7 @@ pub(crate) struct Engine {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) space: Arc<Space>,
     pub(crate) reserve: Arc<Reserve>,
+    pub(crate) totals: Arc<Totals>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     blocking: Semaphore,
@@ -105,6 +111,8 @@ pub(crate) struct Engine {
     pub(crate) wrote: Notify,
     /// What chunks pass through.
     pub(crate) buffers: Buffers,
+    /// Something that takes memory was done since this was looked at.
+    busy: AtomicBool,
     /// The disk was seen full: said once, until a write succeeds again.
     disk_full: AtomicBool,
 }
@@ -131,6 +139,7 @@ impl Engine {
             options,
             keep,
             disk: Arc::new(Os),
+            totals: Arc::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             activity: Activity::default(),
@@ -138,6 +147,7 @@ impl Engine {
             queued: Notify::new(),
             wrote: Notify::new(),
             buffers: Buffers::default(),
+            busy: AtomicBool::new(false),
             disk_full: AtomicBool::new(false),
         }))
     }
@@ -154,7 +164,18 @@ impl Engine {
             Urgency::Prefetch => &self.prefetch,
             Urgency::Background => &self.background,
         };
+        self.is_busy();
         gate.acquire().await.ok()
+    }
+
+    /// Notes that something is done which leaves memory behind.
+    pub(crate) fn is_busy(&self) {
+        self.busy.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anything was since this was asked last.
+    pub(crate) fn was_busy(&self) -> bool {
+        self.busy.swap(false, Ordering::Relaxed)
     }
 
     /// Waits for leave to use a processor.

@@ -25,14 +25,14 @@ mod attach;
 mod kept;
 pub(crate) mod request;
 mod session;
-mod state;
+pub(crate) mod state;
 
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 use std::time::Duration;
 
 use content::Digest;
@@ -53,6 +53,9 @@ use session::{Ended, Session};
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// How long [`Mount::unmount`] waits for files that are still open.
 const LAST_CLOSE: Duration = Duration::from_secs(2);
+
+/// Whether it was said that this kernel loses requests when a process follows another.
+static SAID: Once = Once::new();
 
 /// How a layer is mounted.
 #[derive(Clone, Debug)]
@@ -319,11 +322,14 @@ impl Fuse {
         let (session, asked) = Session::go_on(device, layer, &options)?;
         match asked {
             Ok(()) | Err(Errno::NODEV) => {}
-            Err(error) => tracing::warn!(
-                layer = %label.layer, %error,
-                "this kernel (before Linux 6.9) cannot send again what the process before did not answer: whoever \
-                 waited for it must be killed"
-            ),
+            // Of the machine, not of the mount: once is enough.
+            Err(error) => SAID.call_once(|| {
+                tracing::warn!(
+                    %error,
+                    "this kernel (before Linux 6.9) cannot send again what the process before did not answer: whoever \
+                     waited for it must be killed"
+                );
+            }),
         }
         let threads = self.serve_with(&session, Some(owner), options.threads)?;
         Ok((session, threads))

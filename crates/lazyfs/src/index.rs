@@ -84,6 +84,17 @@ impl Bytes {
     }
 }
 
+/// The tree, as far as it is in memory.
+#[derive(Default)]
+struct Known {
+    /// What anybody holds.
+    tree: Weak<Toc>,
+    /// Held for those who will ask again in a moment.
+    kept: Option<Arc<Toc>>,
+    /// Whether one of them asked since [`Index::give_up_idle`].
+    asked: bool,
+}
+
 /// The index of one layer.
 pub(crate) struct Index {
     folder: PathBuf,
@@ -91,7 +102,7 @@ pub(crate) struct Index {
     bytes: RwLock<Arc<Bytes>>,
     /// Groups that were used last, the latest last.
     groups: Mutex<Vec<Arc<Group>>>,
-    tree: Mutex<Weak<Toc>>,
+    tree: Mutex<Known>,
     /// When it could not be made again, if it could not.
     despaired: Mutex<Option<Instant>>,
 }
@@ -248,18 +259,44 @@ impl Index {
 
     /// The inodes, without chunks. Reads all of them, if nobody holds them at present.
     pub(crate) fn tree(&self) -> Option<Arc<Toc>> {
+        self.tree_of(&mut self.tree.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same, for whoever will ask again in a moment: it stays in memory as long as somebody does.
+    pub(crate) fn tree_for_now(&self) -> Option<Arc<Toc>> {
         let mut known = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tree) = known.upgrade() {
+        known.asked = true;
+        if let Some(tree) = &known.kept {
+            return Some(Arc::clone(tree));
+        }
+        let tree = self.tree_of(&mut known)?;
+        known.kept = Some(Arc::clone(&tree));
+        Some(tree)
+    }
+
+    fn tree_of(&self, known: &mut Known) -> Option<Arc<Toc>> {
+        if let Some(tree) = known.tree.upgrade() {
             return Some(tree);
         }
         let tree = Arc::new(self.checked(|bytes| self.head.tree(|at, len| bytes.read(at, len)))?);
-        *known = Arc::downgrade(&tree);
+        known.tree = Arc::downgrade(&tree);
         Some(tree)
+    }
+
+    /// Called now and then: gives the tree up if nobody asked since the last time. Says whether there was one.
+    pub(crate) fn give_up_idle(&self) -> bool {
+        let mut known = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut known.asked) {
+            return false;
+        }
+        let tree = known.kept.take();
+        drop(known);
+        tree.is_some()
     }
 
     /// The inodes, if somebody holds them.
     pub(crate) fn tree_in_memory(&self) -> Option<Arc<Toc>> {
-        self.tree.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner).tree.upgrade()
     }
 
     /// How many chunks begin at or before this byte of the data file; the numbers among which it is, if they cannot be

@@ -15,13 +15,17 @@
 //! * the **keeper** ([`serve`]) stands apart from both. When no worker comes for a while, it answers the kernel with
 //!   errors, so that no reader waits for ever. It ends when nothing is kept any more.
 //!
-//! The service manager's descriptor store is the second belt, for the death of all three.
+//! All three at once die by what they have in common, so the keeper leaves it where it may; and the service manager's
+//! descriptor store is the second belt. Where there is neither, [`Keep::outlives_all`] says so.
 //!
 //! * `keeper/names.rs`: what is kept. `keeper/wire.rs`: messages. `keeper/socket.rs`: how they travel. `keeper/talk.rs`: one connection.
 //! * `keeper/serve.rs`, `keeper/refuse.rs`: the keeper. `keeper/client.rs`: the worker's side.
-//! * `keeper/supervise.rs`: the supervisor. `keeper/store.rs`: the service manager. `keeper/sys.rs`: system calls.
+//! * `keeper/listen.rs`: sockets of the service manager. `keeper/supervise.rs`: the supervisor. `keeper/store.rs`: the service manager.
+//! * `keeper/apart.rs`: what ends everything at once. `keeper/sys.rs`: system calls.
 
+mod apart;
 mod client;
+mod listen;
 pub(crate) mod names;
 mod refuse;
 mod serve;
@@ -32,14 +36,17 @@ mod sys;
 mod talk;
 pub(crate) mod wire;
 
+pub use apart::leave;
 pub use client::Keeper;
+pub use listen::sockets;
 pub use serve::{GRACE, MOST_KEPT, ServeOptions, serve};
+pub use store::tell_manager;
 pub use supervise::{SuperviseOptions, called_as, supervise};
 pub use sys::detach;
 pub use talk::Launch;
 pub use wire::Status;
 
-/// The environment variable by which a worker knows its supervisor: its process number.
+/// The environment variable by which worker and keeper know the supervisor: its process number.
 pub const WORKER: &str = "PANTALA_WORKER";
 
 use std::collections::BTreeMap;
@@ -75,6 +82,15 @@ pub trait Keep: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// That the keeper does not answer.
     fn forget(&self, name: &str) -> io::Result<()>;
+
+    /// Whether what is kept outlives whatever may end this process and all that belong to it *at once*. Where it does not,
+    /// nothing may be shown that needs somebody to guard it. May block for some seconds.
+    ///
+    /// # Errors
+    /// What would end everything, in words.
+    fn outlives_all(&self) -> Result<(), String> {
+        Err("what is kept dies with this process".into())
+    }
 }
 
 /// Keeps descriptors in this process: they live as long as it. For tests, and for whoever runs without a keeper.

@@ -9,22 +9,25 @@
 //! * `layer/flight.rs`: which chunks travel together, and who waits for them.
 //! * `layer/fetch.rs`: the way of the bytes.
 //! * `layer/schedule.rs`: what is fetched though nobody waits: readahead, prefetch, background.
+//! * `layer/record.rs`: what readers wanted first, for whoever wants to know.
 //! * `layer/hold.rs`: who uses the layer, and what ends when nobody does.
 
 mod demand;
 mod fetch;
 mod flight;
 mod hold;
+mod late;
 mod lend;
 mod read;
+mod record;
 mod schedule;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use content::{Digest, ReadError, ReadErrorKind};
@@ -43,11 +46,13 @@ use crate::fill::Fill;
 use crate::index::Index;
 use crate::layout::Layout;
 use crate::metadata::{self, file::Identity};
+use crate::numbers::Numbers;
 use crate::reserve::is_full;
 use crate::source::Sources;
 use crate::tree::{OpaqueXattr, Tree};
 use flight::Flight;
 pub use hold::Layer;
+pub use record::{Record, Touch};
 pub(crate) use schedule::Step;
 
 /// Complaints about one layer are logged at most this often; what falls in between is counted.
@@ -74,6 +79,23 @@ pub struct LayerStatus {
     pub error: String,
 }
 
+impl LayerStatus {
+    /// The layer in stargz-snapshotter's words, as `.stargz-snapshotter/<layer digest>.json` of a FUSE mount shows it:
+    /// JSON with `error`, `digest`, `size`, `fetchedSize` (both of the blob) and `fetchedPercent`.
+    pub fn state_json(&self, digest: Digest) -> Vec<u8> {
+        crate::fuse::state::json(digest, self)
+    }
+
+    /// How many bytes of the blob are here: the blob itself is not kept, so this is told by proportion.
+    pub fn blob_fetched(&self) -> u64 {
+        if self.complete {
+            return self.blob_len;
+        }
+        let share = u128::from(self.blob_len) * u128::from(self.fetched) / u128::from(self.size.max(1));
+        u64::try_from(share).unwrap_or(self.blob_len)
+    }
+}
+
 /// The layer itself. Work under way holds it; who uses it holds a [`Layer`].
 pub(crate) struct Core {
     folder: PathBuf,
@@ -88,11 +110,14 @@ pub(crate) struct Core {
     touched_bytes: AtomicU64,
     fetched_bytes: AtomicU64,
     flights: Mutex<HashMap<u32, Arc<Flight>>>,
+    late: Mutex<late::Late>,
     ahead: Mutex<Ahead>,
     complaints: Mutex<Complaints>,
     prefetched: watch::Sender<bool>,
     /// First chunk that the background fetch did not look at yet.
     cursor: AtomicU64,
+    /// What is counted.
+    pub(crate) numbers: Numbers,
     /// Chunks that were inflated.
     inflated: AtomicU64,
     /// Steps of the background fetch that failed since one last succeeded.
@@ -103,6 +128,10 @@ pub(crate) struct Core {
     images: Mutex<[bool; 2]>,
     /// When the tree was last read to name a file.
     told: Mutex<Option<Instant>>,
+    /// Who writes down what is touched, if anybody does.
+    record: RwLock<Weak<record::Log>>,
+    /// Files whose first read was logged, if that is wanted.
+    accessed: Mutex<HashSet<u32>>,
     itself: Weak<Core>,
 }
 
@@ -123,17 +152,20 @@ pub(crate) struct Parts {
     pub(crate) fill: Fill,
     pub(crate) sources: Sources,
     pub(crate) engine: Arc<Engine>,
+    pub(crate) numbers: Numbers,
 }
 
 impl Core {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { folder, toc_digest, layer_digest, blob_len, index, fill, sources, engine } = parts;
+        let Parts { folder, toc_digest, layer_digest, blob_len, index, fill, sources, engine, numbers } =
+            parts;
         let fetched = index.bytes_of(fill.present());
         Arc::new_cyclic(|itself| Self {
             touched: Bitmap::new(fill.present().len()),
             touched_bytes: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(fetched),
             flights: Mutex::default(),
+            late: Mutex::default(),
             ahead: Mutex::default(),
             complaints: Mutex::default(),
             prefetched: watch::Sender::new(false),
@@ -143,6 +175,8 @@ impl Core {
             unused: Mutex::default(),
             images: Mutex::default(),
             told: Mutex::default(),
+            record: RwLock::default(),
+            accessed: Mutex::default(),
             itself: itself.clone(),
             folder,
             toc_digest,
@@ -152,6 +186,7 @@ impl Core {
             fill: Arc::new(fill),
             sources,
             engine,
+            numbers,
         })
     }
 
@@ -211,6 +246,11 @@ impl Core {
         tracing::warn!(layer = %self.digest, %error, lost_bytes, "chunks cannot be made durable");
     }
 
+    /// Notes that something is done which leaves memory behind.
+    pub(crate) fn engine_is_busy(&self) {
+        self.engine.is_busy();
+    }
+
     /// Puts the background fetch off: somebody is about to need everything for himself.
     pub(crate) fn stir(&self) {
         self.engine.stir();
@@ -249,6 +289,17 @@ impl Core {
     /// the threads of a runtime.
     pub(crate) fn tree(&self) -> Result<Arc<Toc>, LayerError> {
         self.index.tree().ok_or(LayerError::Damaged { layer: self.digest })
+    }
+
+    /// The same for whoever will ask again in a moment.
+    pub(crate) fn tree_for_now(&self) -> Result<Arc<Toc>, LayerError> {
+        self.index.tree_for_now().ok_or(LayerError::Damaged { layer: self.digest })
+    }
+
+    /// Called now and then. Gives up what is in memory for those who ask again in a moment, if they did not; says whether
+    /// there was anything.
+    pub(crate) fn give_up_idle(&self) -> bool {
+        self.index.give_up_idle()
     }
 
     /// The EROFS image that describes the layer.
@@ -334,6 +385,12 @@ impl Core {
 }
 
 fn path_in(toc: &Toc, inode: u32) -> String {
+    let parts: Vec<_> = path_parts(toc, inode).into_iter().map(String::from_utf8_lossy).collect();
+    format!("/{}", parts.join("/"))
+}
+
+/// The names on the way from the root to an inode.
+fn path_parts(toc: &Toc, inode: u32) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     let mut at = inode;
     // A path has at most 2048 parts; the bound keeps a broken table from holding us.
@@ -343,11 +400,11 @@ fn path_in(toc: &Toc, inode: u32) -> String {
         };
         let name = toc.inode(parent).and_then(|dir| dir.children().find(|(_, child)| *child == at));
         let Some((name, _)) = name else { break };
-        parts.push(String::from_utf8_lossy(name).into_owned());
+        parts.push(name);
         at = parent;
     }
     parts.reverse();
-    format!("/{}", parts.join("/"))
+    parts
 }
 
 impl Drop for Core {

@@ -37,6 +37,7 @@ use crate::error::LayerError;
 use crate::keeper::names::DATA;
 use crate::keeper::{Keep, KeepHere};
 use crate::layer::{Core, Layer};
+use crate::numbers::Totals;
 use crate::source::{ExternalToc, OpenSource};
 
 /// What is fetched as soon as a layer is opened.
@@ -278,6 +279,11 @@ impl Layers {
 
     fn folder_of(&self, toc_digest: &Digest) -> PathBuf {
         self.folder.join(toc_digest.hex())
+    }
+
+    /// What is counted of all its layers together.
+    pub fn totals(&self) -> &Totals {
+        &self.engine.totals
     }
 
     /// Where the store is.

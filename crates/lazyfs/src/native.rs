@@ -17,14 +17,17 @@
 //!   what they have open.
 //!
 //! Modules: `native/sys.rs` has the system calls and all `unsafe`; `native/event.rs` reads events; `native/journal.rs`
-//! and `native/desk.rs` remember and answer them; `native/listen.rs` is the thread that takes them;
-//! `native/guard.rs` knows the layers; `native/superblock.rs` mounts; `native/probe.rs` tries whether it works here.
+//! and `native/desk.rs` remember and answer them; `native/listen.rs` is the thread that takes them, and
+//! `native/answer.rs` decides on each; `native/guard.rs` knows the layers; `native/superblock.rs` mounts, and
+//! `native/mount.rs` is what is mounted; `native/probe.rs` tries whether it works here.
 
+mod answer;
 mod desk;
 pub(crate) mod event;
 mod guard;
 mod journal;
 mod listen;
+mod mount;
 mod probe;
 mod superblock;
 mod sys;
@@ -38,7 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use content::{Digest, Urgency};
+use content::Digest;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,24 +50,18 @@ use crate::error::LayerError;
 use crate::keeper::Keep;
 use crate::keeper::names::{GROUP, JOURNAL};
 use crate::layer::Layer;
-use crate::mountpoint::detach;
 use crate::tree::OpaqueXattr;
 use desk::Desk;
 pub(crate) use desk::{refuse_new, refuse_unanswered};
 use guard::Guards;
-use journal::{Journal, Noted, Superblock};
+use journal::{Journal, Superblock};
+pub use mount::NativeMount;
 pub use probe::{ProbeError, probe};
-use sys::Verdict;
 
 /// Threads that take events. An event costs them some 5 µs, so that one has enough of it.
 const THREADS: usize = 1;
 /// How often layers are looked at: whether they are complete, and whether anybody still reads them.
 const TIDY: Duration = Duration::from_millis(500);
-/// How long an event of a file that nobody has registered waits for somebody who does: the layers of the process before
-/// are opened one after another.
-const UNKNOWN: Duration = Duration::from_mins(1);
-/// How long an unmount waits for the superblock to go.
-const LAST_CLOSE: Duration = Duration::from_millis(200);
 
 /// Why a layer cannot be mounted natively.
 #[derive(Debug, thiserror::Error)]
@@ -401,163 +398,5 @@ async fn tidy(inner: std::sync::Weak<Inner>) {
         tokio::time::sleep(TIDY).await;
         let Some(inner) = inner.upgrade().filter(|inner| !inner.stop.is_cancelled()) else { return };
         let _ = tokio::task::spawn_blocking(move || inner.tidy_now()).await;
-    }
-}
-
-impl Inner {
-    /// Answers an event, or sees to it that it is answered. Inside the runtime; does not block.
-    fn serve_event(self: &Arc<Self>, slot: u32, event: &Noted) {
-        let layer = event.file.and_then(|file| self.guards.layer(file));
-        let Some(layer) = layer else {
-            if event.file.is_some_and(|file| self.guards.is_abandoned(file)) {
-                self.desk.answer(slot, Verdict::Refuse);
-                return;
-            }
-            self.parked.lock().unwrap_or_else(PoisonError::into_inner).push((slot, Instant::now()));
-            // Or it would wait for the next look, if the layer was registered just now.
-            if event.file.is_some_and(|file| self.guards.layer(file).is_some()) {
-                self.wake_parked();
-            }
-            return;
-        };
-        let range = event.range;
-        if layer.core().holds(range) {
-            self.desk.answer(slot, Verdict::Allow);
-            if !layer.is_complete() {
-                layer.core().touch_range(range);
-            }
-            return;
-        }
-        layer.core().touch_range(range);
-        let (inner, stop) = (Arc::clone(self), self.stop.clone());
-        self.tasks.spawn(async move {
-            tokio::select! {
-                // The next process answers.
-                () = stop.cancelled() => {}
-                filled = layer.core().fill_range(range, Urgency::Blocking) => {
-                    inner.desk.answer(slot, if filled.is_ok() { Verdict::Allow } else { Verdict::Refuse });
-                    if filled.is_ok_and(|leases| leases.is_empty()) {
-                        layer.core().answered(range);
-                    }
-                }
-            }
-        });
-    }
-
-    /// Looks at the parked events again.
-    fn wake_parked(self: &Arc<Self>) {
-        let parked = std::mem::take(&mut *self.parked.lock().unwrap_or_else(PoisonError::into_inner));
-        let _runtime = self.runtime.enter();
-        let mut still = Vec::new();
-        for (slot, since) in parked {
-            let Some(event) = self.desk.journal().noted(slot) else { continue };
-            let known = |file| self.guards.layer(file).is_some() || self.guards.is_abandoned(file);
-            if event.file.is_some_and(known) {
-                self.serve_event(slot, &event);
-            } else if since.elapsed() > UNKNOWN {
-                tracing::error!(
-                    file = ?event.file, range = %event.range,
-                    "somebody reads a layer that nobody has opened: it gets an error"
-                );
-                self.desk.answer(slot, Verdict::Refuse);
-            } else if event.file.is_none() && self.expected().is_empty() {
-                self.serve_unknown(slot, &event);
-            } else {
-                still.push((slot, since));
-            }
-        }
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner).extend(still);
-    }
-
-    /// An event whose reader died before it knew the file: the range is fetched for every layer that it may be.
-    fn serve_unknown(self: &Arc<Self>, slot: u32, event: &Noted) {
-        let (inner, range) = (Arc::clone(self), event.range);
-        let layers = self.guards.layers();
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            let all = async {
-                let mut leases = Vec::new();
-                for layer in layers {
-                    leases.append(&mut layer.core().fill_range(range, Urgency::Blocking).await?);
-                }
-                Ok::<_, content::ReadError>(leases)
-            };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                filled = all => {
-                    inner.desk.answer(slot, if filled.is_ok() { Verdict::Allow } else { Verdict::Refuse });
-                }
-            }
-        });
-    }
-}
-
-/// A layer that the kernel shows by itself. Dropping it unmounts it; what still has files open there reads on.
-pub struct NativeMount {
-    native: Arc<Native>,
-    layer: Arc<Layer>,
-    path: PathBuf,
-    dev: u64,
-    unmounted: AtomicBool,
-}
-
-impl std::fmt::Debug for NativeMount {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NativeMount").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-impl NativeMount {
-    /// Where it is mounted.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The layer that it shows.
-    pub fn layer(&self) -> &Arc<Layer> {
-        &self.layer
-    }
-
-    /// Takes the mount away. Nobody can open anything there any more; who has files open, or uses it below an
-    /// overlay, reads on.
-    ///
-    /// # Errors
-    /// What the system said; that nothing is mounted there is no error.
-    pub async fn unmount(&self) -> io::Result<()> {
-        if !self.unmounted.swap(true, Ordering::AcqRel) {
-            let path = self.path.clone();
-            let detached = tokio::task::spawn_blocking(move || detach(&path)).await;
-            if let Err(error) = detached.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                self.unmounted.store(false, Ordering::Release);
-                return Err(error);
-            }
-        }
-        let until = Instant::now() + LAST_CLOSE;
-        while self.is_alive() && Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let inner = Arc::clone(&self.native.inner);
-        let _ = tokio::task::spawn_blocking(move || inner.tidy_now()).await;
-        Ok(())
-    }
-
-    /// Whether anything still shows the layer: the mount, or something that has files open in it.
-    pub fn is_alive(&self) -> bool {
-        let journal = self.native.inner.desk.journal();
-        journal.superblocks().iter().any(|(_, superblock)| superblock.dev == self.dev && is_shown(superblock))
-    }
-}
-
-impl Drop for NativeMount {
-    fn drop(&mut self) {
-        // Who hands over leaves its mounts where they are.
-        if self.native.left.load(Ordering::Acquire) {
-            return;
-        }
-        if !self.unmounted.swap(true, Ordering::AcqRel)
-            && let Err(error) = detach(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "a layer cannot be unmounted");
-        }
     }
 }

@@ -174,9 +174,14 @@ impl<'a> Tree<'a> {
         wanted.find(|name| shown.next_if_eq(name).is_none())
     }
 
-    /// Whether any node has an extended attribute. If none has, the kernel need not ask twice.
-    pub(crate) fn has_xattrs(self) -> bool {
-        self.toc.inodes().any(|inode| self.xattrs(u64::from(inode.number())).next().is_some())
+    /// Bytes of all its files.
+    pub(crate) fn file_bytes(self) -> u64 {
+        self.toc.file_bytes()
+    }
+
+    /// Number of inodes.
+    pub(crate) fn inode_count(self) -> u32 {
+        self.toc.inode_count()
     }
 
     /// Whether any node has an access control list.

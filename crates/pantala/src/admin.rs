@@ -1,4 +1,5 @@
-//! The two small faces of a node for its operator: health on a TCP port, status on a Unix socket.
+//! The two small faces of a service for its operator: health on a TCP port, status on a Unix socket. [`crate::faces`] has
+//! the two of the snapshotter that stargz-snapshotter has too.
 //!
 //! Status names images and nodes, so only this machine's root may read it; health says nothing but that
 //! the process lives and whether it sees its scheduler.
@@ -37,18 +38,28 @@ pub trait Answers: Send + Sync + 'static {
 
     /// Whether a scheduler is connected, or none is configured.
     fn connected(&self) -> bool;
+
+    /// Whether containerd is answered.
+    fn ready(&self) -> bool {
+        true
+    }
+
+    /// The page that Prometheus reads. Not for the threads of a runtime.
+    fn metrics(&self) -> String {
+        String::new()
+    }
 }
 
-type Reply = Response<Full<Bytes>>;
+pub(crate) type Reply = Response<Full<Bytes>>;
 
-fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
+pub(crate) fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
 }
 
-fn not_found() -> Reply {
+pub(crate) fn not_found() -> Reply {
     reply(StatusCode::NOT_FOUND, "text/plain", "not found\n")
 }
 
@@ -88,7 +99,7 @@ impl StatusSocket {
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             anyhow::bail!(
-                "another node answers on {}: stop it, or give this one its own dataDir",
+                "another process answers on {}: stop it, or give this one its own dataDir (a snapshotter: --root)",
                 path.display()
             );
         }
@@ -136,7 +147,7 @@ impl Drop for StatusSocket {
     }
 }
 
-async fn serve_one<S, H, F>(stream: S, shutdown: CancellationToken, handler: H)
+pub(crate) async fn serve_one<S, H, F>(stream: S, shutdown: CancellationToken, handler: H)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>) -> F,
@@ -162,11 +173,11 @@ pub async fn fetch_status(socket: &Path) -> anyhow::Result<Status> {
     let stream = UnixStream::connect(socket).await.map_err(|error| {
         let at = socket.display();
         if error.kind() == std::io::ErrorKind::PermissionDenied {
-            anyhow::anyhow!("no access to {at}: only root may ask a node for its status")
+            anyhow::anyhow!("no access to {at}: only root may ask for the status")
         } else {
             anyhow::anyhow!(
-                "no node answers on {at} ({error}): start one with `pantala up` or `pantala node`, or name its socket \
-                 with --socket <dataDir>/{SOCKET_NAME}"
+                "nobody answers on {at} ({error}): start one of `pantala up`, `pantala node` and `pantala snapshotter`, or \
+                 name its socket with --socket <dataDir or root>/{SOCKET_NAME}"
             )
         }
     })?;
@@ -218,10 +229,10 @@ mod tests {
         let status = fetch_status(&path).await.unwrap();
         assert_eq!((status.hostname.as_str(), status.uploaded), ("alpha", 7));
         let error = StatusSocket::bind(&path).err().unwrap().to_string();
-        assert!(error.contains("another node answers"), "{error}");
+        assert!(error.contains("another process answers"), "{error}");
         shutdown.cancel();
         server.await.unwrap();
         assert!(!path.exists());
-        assert!(fetch_status(&path).await.unwrap_err().to_string().contains("no node answers"));
+        assert!(fetch_status(&path).await.unwrap_err().to_string().contains("nobody answers"));
     }
 }

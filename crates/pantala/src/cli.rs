@@ -8,11 +8,16 @@ use registry::Reference;
 
 mod convert;
 mod look;
+mod optimize;
 mod places;
+mod pull;
+pub mod stargz;
 
 pub use self::convert::{ConvertArgs, Dialect};
 pub use look::{DiffArgs, InspectArgs, TocDigestArgs, VerifyArgs};
+pub use optimize::{OptimizeArgs, RunArgs};
 pub use places::PlaceArgs;
+pub use pull::PullArgs;
 
 /// Starts containers before their image has arrived, and fetches every byte from the registry once.
 #[derive(Debug, Parser)]
@@ -39,9 +44,10 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Convert, inspect, verify and compare images
+    /// Pull, convert, inspect, verify and compare images
     #[command(subcommand, arg_required_else_help = true)]
     #[command(after_help = "Examples:
+  pantala image pull registry.example/python:3.11-esgz
   pantala image convert docker.io/library/python:3.11 registry.example/python:3.11-esgz
   pantala image inspect registry.example/python:3.11-esgz
   pantala image verify registry.example/python:3.11-esgz")]
@@ -79,7 +85,7 @@ pub enum Output {
 }
 
 /// How registries are reached.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct RegistryArgs {
     /// Registry host[:port] that speaks plain HTTP; may be repeated. One on loopback needs no mention
     #[arg(long, value_name = "HOST", value_parser = plain_host)]
@@ -92,8 +98,13 @@ pub struct RegistryArgs {
 /// Commands on images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    /// Pull an image into containerd, its layers mounted before their bytes are here
+    #[command(visible_alias = "rpull")]
+    Pull(Box<PullArgs>),
     /// Convert an image to eStargz or zstd:chunked, from place to place
     Convert(Box<ConvertArgs>),
+    /// Run an image once, and convert it with the files that it read in front
+    Optimize(Box<OptimizeArgs>),
     /// Show the layers of an image: kind, chunks, landmarks, sizes, and what a start would fetch
     Inspect(Box<InspectArgs>),
     /// Check whether an image tells the truth: every digest, every chunk, every tar header
@@ -110,6 +121,10 @@ pub enum ImageCommand {
   # In place of containerd-stargz-grpc, with its files and its socket
   pantala snapshotter
   pantala snapshotter --address /run/p.sock --root /var/lib/p --config /etc/p.toml
+  # Mirrors, CAs and client certificates where containerd has them
+  pantala snapshotter --hosts-dir /etc/containerd/certs.d
+  # A unit file that was written for stargz-snapshotter, with its own flags
+  ln -s /usr/bin/pantala /usr/local/bin/containerd-stargz-grpc
 
 It needs root, and Linux 6.14 or /dev/fuse. containerd's side, in /etc/containerd/config.toml:
   [proxy_plugins.stargz]
@@ -129,12 +144,19 @@ pub struct SnapshotterArgs {
     /// configuration says, else auto]
     #[arg(long, value_name = "DRIVER")]
     pub driver: Option<snapshotter::Driver>,
-    /// Log level: error, warn, info, debug or trace
+    /// Log level: trace, debug, info, warn, error, fatal or panic
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub log_level: String,
     /// Socket of containerd [default: /run/containerd/containerd.sock]
     #[arg(long, value_name = "SOCK")]
     pub containerd_address: Option<PathBuf>,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub registries: RegistryArgs,
+    /// Directories of containerd's hosts.toml files, as in its config_path: mirrors, CAs and client certificates of
+    /// registries that the configuration does not list
+    #[arg(long, value_name = "DIR[:DIR]")]
+    pub hosts_dir: Option<String>,
     /// Serve in this very process: nothing starts it again, and mounted layers break when it dies
     #[arg(long)]
     pub no_keeper: bool,
@@ -278,10 +300,10 @@ pub struct UpArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   pantala status
-  pantala status --socket /var/lib/pantala/node/pantala.sock --output json")]
+  pantala status --socket /var/lib/containerd-stargz-grpc/pantala.sock --output json")]
 pub struct StatusArgs {
-    /// Socket of the node, pantala.sock in its dataDir [default: the one of a node or `pantala up` below
-    /// /var/lib/pantala]
+    /// Socket of the service: pantala.sock in the dataDir of a node, in the root of `pantala up` or of a snapshotter
+    /// [default: the first that answers of those at the default places]
     #[arg(long, value_name = "SOCK")]
     pub socket: Option<PathBuf>,
     /// Form of the output: table (for people) or json (for programs)

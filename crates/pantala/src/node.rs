@@ -19,11 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, SOCKET_NAME, StatusSocket};
+use crate::faces::Faces;
 use crate::ports;
 use crate::supervised::Succession;
+use crate::watchdog;
 
 pub use cluster::{Cluster, Membership};
 pub use registries::Registries;
+pub use report::Layers;
 
 /// Everything that a node is told, whichever file or flag it stood in.
 pub struct Settings {
@@ -105,7 +108,13 @@ pub async fn run(
     let key = Arc::new(NodeKey::load_or_create(&dir.join("node.key"))?);
     let store = Store::open(&dir.join("pieces"), &StoreOptions { budget: settings.budget })?;
 
-    let client = settings.registries.client(&settings.rules)?;
+    let keychains = settings.snapshotter.as_ref();
+    let keychains = keychains.map(|lazy| snapshotter::Keychains::open(&lazy.config.keychains, &lazy.root));
+    let registries = match &keychains {
+        Some(keychains) => settings.registries.clone().with_keychains(keychains),
+        None => settings.registries.clone(),
+    };
+    let client = registries.client(&settings.rules)?;
     let membership = Membership {
         key,
         token: settings.token.clone(),
@@ -145,20 +154,11 @@ pub async fn run(
         Box::pin(cluster::keep(Arc::clone(&cluster), membership, swarm_config, stop.clone())),
     ));
 
-    let mut layers = None;
-    let mut hand_over = None;
-    if let Some(lazy) = &settings.snapshotter {
-        let succession = Succession::prepare(&lazy.root, &shutdown).await?;
-        hand_over = Some(succession.hand_over.clone());
-        let options = snapshotter::ServeOptions {
-            address: lazy.address.clone(),
-            root: lazy.root.clone(),
-            config: lazy.config.clone(),
-            keep: succession.keep.clone(),
-            hand_over: succession.hand_over.clone(),
-        };
-        let running = snapshotter::start(options, Arc::clone(&opener), client.clone(), stop.clone()).await?;
-        layers = Some(running.handle());
+    let mut lazy = None;
+    if let Some(wanted) = &settings.snapshotter {
+        let clients = (Arc::clone(&opener), client.clone(), keychains.clone());
+        let (started, running) = start_snapshotter(wanted, clients, &shutdown, stop.clone()).await?;
+        lazy = Some(started);
         tasks.spawn(guard("the snapshotter", Box::pin(async move { Ok(running.stopped().await?) })));
     }
     let rules = settings.rules.clone();
@@ -170,10 +170,16 @@ pub async fn run(
         ),
     ));
     tasks.spawn(close_idle(store.clone(), stop.clone()));
+    let (layers, faces, hand_over) = match lazy {
+        Some(Lazy { layers, faces, hand_over }) => (Some(layers), faces, Some(hand_over)),
+        None => (None, Faces::default(), None),
+    };
     let answers: Arc<dyn admin::Answers> =
         Arc::new(report::Report::new(settings.hostname.clone(), Arc::clone(&cluster), store, layers));
     tasks.spawn(admin::serve_health(health, Arc::clone(&answers), stop.clone()));
+    faces.serve(&answers, &tasks, &stop);
     tasks.spawn(status_socket.serve(answers, stop.clone()));
+    tasks.spawn(watchdog::keep_telling(stop.clone()));
     ready();
     notify_systemd("READY=1");
 
@@ -188,6 +194,37 @@ pub async fn run(
         Ok(error) => Err(error),
         Err(_) => Ok(()),
     }
+}
+
+/// What a node keeps of its snapshotter.
+struct Lazy {
+    layers: Layers,
+    faces: Faces,
+    /// Cancelled before the end if another process goes on with everything.
+    hand_over: CancellationToken,
+}
+
+/// Starts the snapshotter of a node, which ends with `stop`.
+async fn start_snapshotter(
+    wanted: &SnapshotterSettings,
+    (opener, client, keychains): (Arc<dyn ContentOpener>, registry::Client, Option<snapshotter::Keychains>),
+    shutdown: &CancellationToken,
+    stop: CancellationToken,
+) -> anyhow::Result<(Lazy, snapshotter::Running)> {
+    // Bound before anything else is made: a wrong address is told at once.
+    let faces = Faces::bind(&wanted.config)?;
+    let Succession { keep, hand_over } = Succession::prepare(&wanted.root, shutdown).await?;
+    let options = snapshotter::ServeOptions {
+        address: wanted.address.clone(),
+        root: wanted.root.clone(),
+        config: wanted.config.clone(),
+        keep,
+        hand_over: hand_over.clone(),
+        keychains,
+    };
+    let running = snapshotter::start(options, opener, client, stop).await?;
+    let layers = Layers { handle: running.handle(), address: wanted.address.clone() };
+    Ok((Lazy { layers, faces, hand_over }, running))
 }
 
 /// How often files of contents that nobody reads any more are closed.
@@ -205,18 +242,5 @@ async fn close_idle(store: Store, stop: CancellationToken) {
 
 /// Tells systemd about a change, if it started us and asked to know.
 pub fn notify_systemd(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else { return };
-    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return };
-    // An abstract socket is written with a leading @; std addresses those by name.
-    let sent = match path.as_encoded_bytes().strip_prefix(b"@") {
-        Some(name) => {
-            use std::os::linux::net::SocketAddrExt;
-            std::os::unix::net::SocketAddr::from_abstract_name(name)
-                .and_then(|address| socket.send_to_addr(state.as_bytes(), &address))
-        }
-        None => socket.send_to(state.as_bytes(), &path),
-    };
-    if let Err(error) = sent {
-        tracing::debug!(%error, "cannot notify systemd");
-    }
+    lazyfs::keeper::tell_manager(state);
 }

@@ -1,7 +1,9 @@
 //! Which commands run as supervisor and worker, and the worker's way to its keeper.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use lazyfs::keeper::{self, Keep, Keeper, Launch, SuperviseOptions};
@@ -35,6 +37,9 @@ pub fn service(command: &Command) -> Option<Service> {
         }
         _ => return None,
     };
+    if is_worker() {
+        after_predecessor(&root);
+    }
     let alone = alone || is_worker() || !rustix::process::geteuid().is_root();
     (!alone).then_some(Service { root, level, format })
 }
@@ -46,6 +51,34 @@ const ALLOCATOR: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "10");
 /// Whether a supervisor started this process.
 fn is_worker() -> bool {
     std::env::var_os(keeper::WORKER).is_some()
+}
+
+/// How long the worker before may take to be gone, threads and sockets.
+const GONE: Duration = Duration::from_secs(5);
+/// Locked by the worker of a root as long as it lives.
+const LOCK: &str = "worker.lock";
+/// The lock's descriptor has this number, or the highest that there is: descriptors are closed one after another, and whoever
+/// gets the lock must find the sockets of the process before closed.
+const LAST: u64 = 16_383;
+
+/// Waits until the worker before has let go of everything that only one can have. Whoever started us saw the end of its
+/// supervisor, and that may come first. If it stays, so be it: whatever is taken is reported by whoever needs it.
+fn after_predecessor(root: &Path) {
+    use rustix::fs::{FlockOperation, Mode, OFlags};
+    static HELD: OnceLock<OwnedFd> = OnceLock::new();
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    // Where there is no root there was nobody.
+    let Ok(lock) = rustix::fs::open(root.join(LOCK), flags, Mode::RUSR | Mode::WUSR) else { return };
+    let until = Instant::now() + GONE;
+    while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= until {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(LAST + 1);
+    let number = i32::try_from(most.saturating_sub(1).min(LAST)).unwrap_or(i32::MAX);
+    let _ = HELD.set(rustix::io::fcntl_dupfd_cloexec(&lock, number).unwrap_or(lock));
 }
 
 impl Service {

@@ -92,7 +92,8 @@ fn wrong_usage_is_two_and_says_what_is_right() {
     pantala(&["image", "inspect", "https://r.example/app"]).says(2, &["without https://"]);
     pantala(&["image", "convert", "a", "b", "--chunk-size", "8Gi"]).says(2, &["from 64Ki to 256Mi"]);
     pantala(&["image", "convert", "a", "b", "--platform", "x"]).says(2, &["linux/arm64"]);
-    pantala(&["snapshotter", "--log-level", "verbos"]).says(2, &["use error, warn, info, debug or trace"]);
+    pantala(&["snapshotter", "--log-level", "verbos"])
+        .says(2, &["use trace, debug, info, warn, error, fatal or panic"]);
     pantala(&["up", "--registry", "foo"]).says(2, &["https://host"]);
     pantala(&["nosuch"]).says(2, &["unrecognized subcommand"]);
 }
@@ -185,7 +186,7 @@ fn ports_and_directories_belong_to_one_node() {
     let second =
         write(dir.path(), "second.yaml", &node_file(dir.path(), [free_port(), free_port(), free_port()]));
     pantala(&["node", "--config", &second.display().to_string()])
-        .says(1, &["another node answers", "its own dataDir"]);
+        .says(1, &["another process answers", "its own dataDir"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! * [`cluster`]: between a node and the scheduler (gRPC).
 //! * [`peer`]: between two nodes (length-prefixed messages on one stream).
+//! * [`cri`]: between a kubelet and containerd (gRPC; the names and numbers are Kubernetes').
 //! * [`containerd`]: between containerd and a snapshotter, and between a client and containerd (gRPC; the names
 //!   and numbers are containerd's).
 
@@ -18,6 +19,16 @@ mod generated {
             pub mod content {
                 pub mod v1 {
                     tonic::include_proto!("containerd.services.content.v1");
+                }
+            }
+            pub mod diff {
+                pub mod v1 {
+                    tonic::include_proto!("containerd.services.diff.v1");
+                }
+            }
+            pub mod events {
+                pub mod v1 {
+                    tonic::include_proto!("containerd.services.events.v1");
                 }
             }
             pub mod images {
@@ -45,6 +56,11 @@ mod generated {
             tonic::include_proto!("containerd.types");
         }
     }
+    pub mod runtime {
+        pub mod v1 {
+            tonic::include_proto!("runtime.v1");
+        }
+    }
     pub mod pantala {
         pub mod cluster {
             pub mod v1 {
@@ -61,10 +77,14 @@ mod generated {
 
 pub use generated::pantala::cluster::v1 as cluster;
 pub use generated::pantala::peer::v1 as peer;
+/// Kubernetes' container runtime interface.
+pub use generated::runtime::v1 as cri;
 
 /// containerd's own words.
 pub mod containerd {
     pub use super::generated::containerd::services::content::v1 as content;
+    pub use super::generated::containerd::services::diff::v1 as diff;
+    pub use super::generated::containerd::services::events::v1 as events;
     pub use super::generated::containerd::services::images::v1 as images;
     pub use super::generated::containerd::services::leases::v1 as leases;
     pub use super::generated::containerd::services::namespaces::v1 as namespaces;

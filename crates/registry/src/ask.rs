@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::auth;
 use crate::client::{Inner, no_hosts};
+use crate::credentials::Asked;
 use crate::error::RegistryError;
 use crate::hosts::{Endpoint, Need, base_url, registry_of};
 use crate::retry::Patience;
@@ -122,7 +123,7 @@ impl Inner {
 
     /// The bounds that `usual` becomes by the configuration.
     pub(crate) fn patience(&self, usual: Patience) -> Patience {
-        Patience { total: self.patience.unwrap_or(usual.total), ..usual }
+        Patience { total: self.patience.unwrap_or(usual.total), retries: self.retries, ..usual }
     }
 
     /// Puts one question, answering the registry's challenge if it has one. Every status but the 401 that
@@ -130,10 +131,12 @@ impl Inner {
     pub(crate) async fn ask(self: &Arc<Self>, ask: Ask<'_>) -> Result<Response, RegistryError> {
         let endpoint = ask.endpoint;
         let answered = self.ask_with_auth(ask).await;
+        let well = answered
+            .as_ref()
+            .is_ok_and(|response| response.status().as_u16() < 500 && response.status() != 429);
+        self.tally.note(endpoint.authority(), endpoint.is_mirror(), well);
         match &answered {
-            Ok(response) if response.status().as_u16() < 500 && response.status() != 429 => {
-                self.aside.answered(endpoint);
-            }
+            Ok(_) if well => self.aside.answered(endpoint),
             Ok(_) => self.aside.failed(endpoint, Instant::now()),
             Err(error) if error.is_transient() => self.aside.failed(endpoint, Instant::now()),
             Err(_) => {}
@@ -146,22 +149,40 @@ impl Inner {
             let Auth::Caller(header) = ask.auth else { return self.put(&ask, None).await };
             return self.put(&ask, header.clone()).await;
         };
+        let host = ask.endpoint.authority();
         let first = self.tokens.get(ask.endpoint, scope);
         let response = self.put(&ask, first.clone()).await?;
         // Only the registry's own challenge is answered, never that of a host it redirected to.
         if response.status() != StatusCode::UNAUTHORIZED || response.url().origin() != ask.url.origin() {
             return Ok(response);
         }
-        let header = auth::answer(self, ask.doing, ask.endpoint, scope, &response, first.as_ref()).await?;
-        let response = match header {
-            Some(header) => self.put(&ask, Some(header)).await?,
-            None => response,
-        };
-        if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Ok(response);
+        let (challenged, mut last, mut tried, mut nth) = (response, None, first, 0);
+        loop {
+            let question = auth::Question { doing: ask.doing, endpoint: ask.endpoint, scope, nth };
+            let (header, used) = match auth::answer(self, question, &challenged, tried.as_ref()).await {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                // What one candidate was answered counts more than why there is no other.
+                Err(error) if last.is_some() => {
+                    tracing::debug!(%error, "no further credentials");
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            let response = self.put(&ask, Some(header.clone())).await?;
+            let is_refusal = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            let is_own = response.url().origin() == ask.url.origin();
+            if !is_refusal {
+                return Ok(response);
+            }
+            (last, tried, nth) = (Some(response), Some(header), used + 1);
+            if !is_own {
+                break;
+            }
         }
-        let known = self.credentials.lookup(&ask.endpoint.authority()).await;
-        Ok(response.with_known(matches!(known, Ok(Some(_)))))
+        let asked = Asked::of_scope(&host, scope);
+        let known = self.credentials.lookup(&asked).await;
+        Ok(last.unwrap_or(challenged).with_known(matches!(known, Ok(Some(_)))))
     }
 
     async fn put(

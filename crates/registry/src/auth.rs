@@ -20,7 +20,7 @@ use url::Url;
 use crate::answer::{read_limited, status_error};
 use crate::challenge::{Challenge, strongest};
 use crate::client::Inner;
-use crate::credentials::Credential;
+use crate::credentials::{Asked, Credential};
 use crate::error::RegistryError;
 use crate::hosts::Endpoint;
 use crate::retry::Patience;
@@ -41,14 +41,17 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// Host and scope.
 type Key = (String, String);
-type Fetch = BoxFuture<'static, Result<HeaderValue, RegistryError>>;
+/// The header, and which candidate's it is.
+type Fetched = (HeaderValue, usize);
+type Fetch = BoxFuture<'static, Result<Fetched, RegistryError>>;
 
 /// The tokens at hand, and those on their way.
 #[derive(Default)]
 pub(crate) struct Tokens {
     kept: Mutex<HashMap<Key, (HeaderValue, Instant)>>,
     /// They belong to those who wait for them: one that nobody waits for any more is none.
-    flights: Mutex<HashMap<Key, WeakShared<Fetch>>>,
+    /// Each begins with one candidate among the credentials.
+    flights: Mutex<HashMap<(Key, usize), WeakShared<Fetch>>>,
 }
 
 impl Tokens {
@@ -75,7 +78,7 @@ impl Tokens {
     }
 
     /// The fetch that is under way for `key`, or the one that `start` makes.
-    fn flight(&self, key: &Key, start: impl FnOnce() -> Fetch) -> Shared<Fetch> {
+    fn flight(&self, key: &(Key, usize), start: impl FnOnce() -> Fetch) -> Shared<Fetch> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(key).and_then(WeakShared::upgrade) {
             return flight;
@@ -103,30 +106,41 @@ struct Errand {
     host: String,
     challenge: Challenge,
     scope: String,
+    nth: usize,
     reach: Reach,
     tls: Arc<Tls>,
     realm: Option<Url>,
 }
 
-/// Answers the challenge of `response`, which refused `tried`. `None` if there is nothing to answer with.
+/// What an answer is wanted for.
+#[derive(Clone, Copy)]
+pub(crate) struct Question<'a> {
+    pub doing: &'a str,
+    pub endpoint: &'a Endpoint,
+    pub scope: &'a str,
+    /// The first of the candidates among the credentials that was not refused yet.
+    pub nth: usize,
+}
+
+/// Answers the challenge of `response`; `tried` was refused. `None` if there is nothing to answer with. Also tells which
+/// candidate it is.
 ///
 /// # Errors
 /// That the token server refused, or could not be asked.
 pub(crate) async fn answer(
     client: &Arc<Inner>,
-    doing: &str,
-    endpoint: &Endpoint,
-    scope: &str,
+    question: Question<'_>,
     response: &Response,
     tried: Option<&HeaderValue>,
-) -> Result<Option<HeaderValue>, RegistryError> {
+) -> Result<Option<Fetched>, RegistryError> {
+    let Question { doing, endpoint, scope, nth } = question;
     let Some(challenge) = strongest(response.headers()) else { return Ok(None) };
     let key = (endpoint.authority(), scope.to_owned());
     if let Some(tried) = tried {
         client.tokens.forget(&key, tried);
         // Somebody else may have got a newer one meanwhile.
         if let Some(newer) = client.tokens.get(endpoint, scope) {
-            return Ok(Some(newer));
+            return Ok(Some((newer, nth)));
         }
     }
     let (realm, reach) = match &challenge {
@@ -143,24 +157,26 @@ pub(crate) async fn answer(
         host: endpoint.authority(),
         challenge,
         scope: scope.to_owned(),
+        nth,
         reach,
         tls,
         realm,
     };
-    let flight = client.tokens.flight(&key, || {
-        let (client, key) = (Arc::clone(client), key.clone());
+    let flight_key = (key, nth);
+    let flight = client.tokens.flight(&flight_key, || {
+        let (client, flight_key) = (Arc::clone(client), flight_key.clone());
         let fetch = async move {
-            let fetched = fetch(&client, errand).await;
-            if let Ok((header, life)) = &fetched {
-                client.tokens.keep(key.clone(), header.clone(), *life);
+            let fetched = fetch_any(&client, errand).await;
+            if let Ok((header, life, _)) = &fetched {
+                client.tokens.keep(flight_key.0.clone(), header.clone(), *life);
             }
-            client.tokens.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            fetched.map(|(header, _)| header)
+            client.tokens.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&flight_key);
+            fetched.map(|(header, _, used)| (header, used))
         };
         fetch.boxed()
     });
-    let header = flight.await?;
-    Ok(Some(header).filter(|header| !header.is_empty()))
+    let fetched = flight.await?;
+    Ok(Some(fetched).filter(|(header, _)| !header.is_empty()))
 }
 
 /// The realm is a URL that an answer named: it may lie no further inside than the registry.
@@ -187,23 +203,55 @@ fn check_realm(
     Ok((url, reach))
 }
 
-/// The header and how long it is good. An empty header means that there is nothing to answer with.
-async fn fetch(client: &Arc<Inner>, errand: Errand) -> Result<(HeaderValue, Duration), RegistryError> {
-    let credential = client.credentials.lookup(&errand.host).await;
-    let credential =
-        credential.map_err(|reason| RegistryError::Credentials { doing: errand.doing.clone(), reason })?;
+/// The header that the first candidate leads to which the token server does not refuse, how long it is good, and which
+/// one it is. An empty header means that there is nothing to answer with.
+async fn fetch_any(
+    client: &Arc<Inner>,
+    mut errand: Errand,
+) -> Result<(HeaderValue, Duration, usize), RegistryError> {
+    let mut refused = None;
+    loop {
+        let asked = Asked::of_scope(&errand.host, &errand.scope);
+        let credential = match (client.credentials.candidate(&asked, errand.nth).await, refused) {
+            (Ok(None) | Err(_), Some(error)) => return Err(error),
+            // The candidates before were refused by the registry itself.
+            (Ok(None), None) if errand.nth > 0 => {
+                return Ok((HeaderValue::from_static(""), Duration::ZERO, errand.nth));
+            }
+            (Ok(found), _) => found,
+            (Err(reason), None) => {
+                return Err(RegistryError::Credentials { doing: errand.doing.clone(), reason });
+            }
+        };
+        let is_somebody = credential.is_some();
+        match fetch(client, &errand, credential).await {
+            Ok((header, life)) => return Ok((header, life, errand.nth)),
+            Err(error @ RegistryError::Status { status: 401 | 403, .. }) if is_somebody => {
+                refused = Some(error);
+                errand.nth += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn fetch(
+    client: &Arc<Inner>,
+    errand: &Errand,
+    credential: Option<Credential>,
+) -> Result<(HeaderValue, Duration), RegistryError> {
     if let Some(Credential::RegistryToken(token)) = &credential {
-        return Ok((secret_header(&format!("Bearer {token}"), &errand)?, BASIC_LIFE));
+        return Ok((secret_header(&format!("Bearer {token}"), errand)?, BASIC_LIFE));
     }
     match (&errand.challenge, errand.realm.clone()) {
         (Challenge::Bearer { service, scope, .. }, Some(realm)) => {
             let service = service.clone().unwrap_or_default();
             let scope = with_challenge(&errand.scope, scope.as_deref().unwrap_or_default());
-            fetch_token(client, &errand, realm, &service, &scope, credential).await
+            fetch_token(client, errand, realm, &service, &scope, credential).await
         }
         _ => match credential {
             Some(Credential::Password { username, password }) => {
-                Ok((basic(&username, &password, &errand)?, BASIC_LIFE))
+                Ok((basic(&username, &password, errand)?, BASIC_LIFE))
             }
             _ => Ok((HeaderValue::from_static(""), Duration::ZERO)),
         },

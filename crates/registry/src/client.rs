@@ -13,6 +13,7 @@ use url::Url;
 use crate::answer::{media_type_of, on_one_line, read_limited, status_error};
 use crate::ask::{Ask, Auth};
 use crate::auth::Tokens;
+use crate::contacts::Contacts;
 use crate::credentials::CredentialSource;
 use crate::error::RegistryError;
 use crate::hosts::{Aside, Endpoint, HostsConfig, Need, registry_of};
@@ -23,7 +24,8 @@ use crate::pace::Pace;
 use crate::pools::Pools;
 use crate::proxies::Proxies;
 use crate::reference::{DOCKER_HUB, Reference};
-use crate::retry::{Patience, Retry};
+use crate::retry::{Patience, Retries, Retry};
+use crate::tally::{HostAsked, Tally};
 use crate::transport::{Transport, Trust, Usage};
 use crate::upstreams::{UpstreamError, Upstreams, check_form, name_of};
 
@@ -51,6 +53,8 @@ pub struct ClientConfig {
     pub request_timeout: Option<Duration>,
     /// How long a request without progress is tried again; `None` leaves it to the kind of request.
     pub patience: Option<Duration>,
+    /// How often, and with which pauses.
+    pub retries: Retries,
     /// What may be asked because the network named it; `None` refuses all of it.
     pub upstreams: Option<Upstreams>,
 }
@@ -79,6 +83,9 @@ pub(crate) struct Inner {
     pub(crate) skip_tls_verify: Vec<String>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) patience: Option<Duration>,
+    pub(crate) retries: Retries,
+    pub(crate) contacts: Arc<Contacts>,
+    pub(crate) tally: Arc<Tally>,
 }
 
 impl Client {
@@ -107,6 +114,9 @@ impl Client {
                 skip_tls_verify: config.skip_tls_verify,
                 request_timeout: config.request_timeout,
                 patience: config.patience,
+                retries: config.retries,
+                contacts: Arc::default(),
+                tally: Arc::default(),
             }),
         })
     }
@@ -125,6 +135,9 @@ impl Client {
             skip_tls_verify: old.skip_tls_verify.clone(),
             request_timeout: old.request_timeout,
             patience: old.patience,
+            retries: old.retries,
+            contacts: Arc::clone(&old.contacts),
+            tally: Arc::clone(&old.tally),
         };
         change(&mut inner);
         Self { inner: Arc::new(inner) }
@@ -139,6 +152,11 @@ impl Client {
     /// What was asked for and received so far, over all clones.
     pub fn usage(&self) -> Usage {
         self.inner.transport.counters().usage()
+    }
+
+    /// Which hosts were asked so far, over all clones, and how that went.
+    pub fn hosts_asked(&self) -> Vec<HostAsked> {
+        self.inner.tally.all()
     }
 
     /// Fetches a manifest or an index: from a mirror if one has it, else from the registry.

@@ -1,27 +1,26 @@
 //! Whose name a registry is asked in.
 //!
-//! Docker's `config.json` is read anew each time credentials are needed, because tools rewrite it while
-//! daemons run (ECR's tokens live twelve hours). Secrets are never printed: their `Debug` says so.
+//! There may be several sources, and in each of them several credentials that fit: a cluster's secrets, an image that
+//! was pulled by two users. They are *candidates*, and tried in order until the registry takes one
+//! ([`CredentialSource::candidate`]); a source is asked only when those before it have no more. Secrets are never
+//! printed: their `Debug` says so.
+
+mod docker;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
+use async_trait::async_trait;
+use futures::future::BoxFuture;
 
-use crate::reference::{DOCKER_HUB, canonical_registry};
+pub use docker::DockerAuths;
 
-/// The name that Docker's tools keep the credentials of Docker Hub under.
-const HUB_SERVER: &str = "https://index.docker.io/v1/";
-/// A credential helper may ask a cloud's API.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(15);
-/// A configuration file longer than this is not one.
-const MAX_CONFIG: u64 = 4 << 20;
+use crate::reference::canonical_registry;
+
+/// Of all sources together, no more are tried for one request: a registry locks out whoever guesses.
+pub(crate) const MOST_CANDIDATES: usize = 8;
 
 /// Where credentials come from.
 #[derive(Clone, Debug, Default)]
@@ -30,10 +29,43 @@ pub enum CredentialSource {
     #[default]
     Anonymous,
     /// Docker's `config.json` with its `auths`, `credHelpers` and `credsStore`: the given file, else
-    /// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`. A missing file holds none.
+    /// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`. A missing file holds none. It is read anew each
+    /// time credentials are needed, because tools rewrite it while daemons run (ECR's tokens live twelve hours).
     DockerConfig(Option<PathBuf>),
     /// By registry host.
     Static(HashMap<String, Credential>),
+    /// Somebody else who knows some.
+    Keychain(Arc<dyn Keychain>),
+    /// Several, in this order.
+    Chain(Vec<CredentialSource>),
+}
+
+/// Somebody who knows credentials.
+#[async_trait]
+pub trait Keychain: Send + Sync + fmt::Debug {
+    /// Those that fit, the best first. Answers from memory, or within a few seconds.
+    ///
+    /// # Errors
+    /// That those which are configured cannot be used.
+    async fn find(&self, asked: &Asked<'_>) -> Result<Vec<Credential>, CredentialError>;
+}
+
+/// What credentials are wanted for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// `host[:port]` that is going to be shown them.
+    pub registry: &'a str,
+    /// The repository there; `None` if it is about all of them.
+    pub repository: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// As the scope of a token says it: `repository:team/app:pull`.
+    pub(crate) fn of_scope(registry: &'a str, scope: &'a str) -> Self {
+        let first = scope.split(' ').next().unwrap_or_default();
+        let repository = first.strip_prefix("repository:").and_then(|rest| rest.rsplit_once(':'));
+        Self { registry, repository: repository.map(|(name, _)| name) }
+    }
 }
 
 /// What proves who asks.
@@ -73,183 +105,85 @@ pub enum CredentialError {
 }
 
 impl CredentialSource {
-    /// The credentials for `registry` (`host[:port]`), if there are any.
-    pub(crate) async fn lookup(&self, registry: &str) -> Result<Option<Credential>, CredentialError> {
-        match self {
-            Self::Anonymous => Ok(None),
-            Self::Static(map) => Ok(entries_of(map, &canonical_registry(registry)).first().copied().cloned()),
-            Self::DockerConfig(path) => {
-                let Some(path) = path.clone().or_else(default_config) else { return Ok(None) };
-                match read_config(&path).await? {
-                    Some(config) => config.lookup(&path, &canonical_registry(registry)).await,
-                    None => Ok(None),
-                }
-            }
-        }
-    }
-}
-
-/// The parts of Docker's `config.json` that are read.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct DockerConfig {
-    auths: HashMap<String, AuthEntry>,
-    cred_helpers: HashMap<String, String>,
-    creds_store: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct AuthEntry {
-    auth: String,
-    username: String,
-    password: String,
-    identitytoken: String,
-    registrytoken: String,
-}
-
-impl fmt::Debug for AuthEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AuthEntry(hidden)")
-    }
-}
-
-impl DockerConfig {
-    async fn lookup(&self, path: &Path, registry: &str) -> Result<Option<Credential>, CredentialError> {
-        let named = entries_of(&self.cred_helpers, registry).first().copied();
-        if let Some(helper) = named.or(self.creds_store.as_ref()) {
-            let found = ask_helper(helper, registry).await?;
-            // Docker looks into the file when the store knows nothing, and so do we.
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        for entry in entries_of(&self.auths, registry) {
-            if let Some(credential) = entry.credential(path)? {
-                return Ok(Some(credential));
-            }
-        }
-        Ok(None)
-    }
-}
-
-impl AuthEntry {
-    fn credential(&self, path: &Path) -> Result<Option<Credential>, CredentialError> {
-        if !self.registrytoken.is_empty() {
-            return Ok(Some(Credential::RegistryToken(self.registrytoken.clone())));
-        }
-        if !self.identitytoken.is_empty() {
-            return Ok(Some(Credential::IdentityToken(self.identitytoken.clone())));
-        }
-        let (username, password) = if self.auth.is_empty() {
-            (self.username.clone(), self.password.clone())
-        } else {
-            let wrong = || {
-                let reason = "an entry's auth is not base64 of user:password".to_owned();
-                CredentialError::Parse(path.to_owned(), reason)
-            };
-            let bytes = STANDARD.decode(self.auth.trim()).map_err(|_| wrong())?;
-            let text = String::from_utf8(bytes).map_err(|_| wrong())?;
-            let (username, password) = text.split_once(':').ok_or_else(wrong)?;
-            (username.to_owned(), password.trim_end_matches('\0').to_owned())
-        };
-        Ok((!username.is_empty()).then_some(Credential::Password { username, password }))
-    }
-}
-
-/// `https://host/v1/`, `host`, `host:port` as the registry that it means.
-fn server_host(server: &str) -> String {
-    let bare = server.split_once("://").map_or(server, |(_, rest)| rest);
-    canonical_registry(bare.split('/').next().unwrap_or(bare))
-}
-
-/// What `map` holds for `registry`, and what it holds for all of it first: `docker login` by browser leaves
-/// two more entries below the Hub's, and podman keeps some for parts of a registry.
-fn entries_of<'a, T>(map: &'a HashMap<String, T>, registry: &str) -> Vec<&'a T> {
-    let mut found: Vec<_> = map.iter().filter(|(server, _)| server_host(server) == registry).collect();
-    found.sort_by_key(|(server, _)| {
-        let bare = server.split_once("://").map_or(server.as_str(), |(_, rest)| rest);
-        let path = bare.split_once('/').map_or("", |(_, path)| path.trim_end_matches('/'));
-        (!matches!(path, "" | "v1" | "v2"), *server)
-    });
-    found.into_iter().map(|(_, entry)| entry).collect()
-}
-
-fn default_config() -> Option<PathBuf> {
-    let folder = std::env::var_os("DOCKER_CONFIG")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker")))?;
-    Some(folder.join("config.json"))
-}
-
-async fn read_config(path: &Path) -> Result<Option<DockerConfig>, CredentialError> {
-    let failed = |error: std::io::Error| CredentialError::Read(path.to_owned(), error.to_string());
-    match tokio::fs::metadata(path).await {
-        Ok(found) if found.len() > MAX_CONFIG => {
-            return Err(CredentialError::Parse(path.to_owned(), "it is too long".to_owned()));
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    }
-    let text = tokio::fs::read(path).await.map_err(failed)?;
-    let parsed = serde_json::from_slice(&text);
-    parsed.map(Some).map_err(|error| CredentialError::Parse(path.to_owned(), error.to_string()))
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct HelperAnswer {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    secret: String,
-}
-
-/// Docker's protocol of credential helpers: the server's name on standard input, JSON on standard output.
-async fn ask_helper(helper: &str, registry: &str) -> Result<Option<Credential>, CredentialError> {
-    let failed = |reason: String| CredentialError::Helper(helper.to_owned(), reason);
-    if !helper.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
-        return Err(failed("its name is not a plain word".to_owned()));
-    }
-    let server = if registry == DOCKER_HUB { HUB_SERVER } else { registry };
-    let mut child = tokio::process::Command::new(format!("docker-credential-{helper}"))
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| failed(format!("{error}; is it installed and in PATH?")))?;
-    let exchange = async {
-        if let Some(mut stdin) = child.stdin.take() {
-            // A helper that does not read its input still answers.
-            let _ = stdin.write_all(server.as_bytes()).await;
-        }
-        child.wait_with_output().await
-    };
-    let output = tokio::time::timeout(HELPER_TIMEOUT, exchange)
-        .await
-        .map_err(|_| failed(format!("no answer within {} s", HELPER_TIMEOUT.as_secs())))?
-        .map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stdout);
-        if said.contains("credentials not found") {
+    /// The candidate number `nth`, from 0.
+    ///
+    /// # Errors
+    /// That a source cannot be used, if no other one knows more.
+    pub(crate) async fn candidate(
+        &self,
+        asked: &Asked<'_>,
+        nth: usize,
+    ) -> Result<Option<Credential>, CredentialError> {
+        if nth >= MOST_CANDIDATES {
             return Ok(None);
         }
-        return Err(failed(said.trim().chars().take(200).collect()));
+        let mut found = Vec::new();
+        let failed = self.collect(asked, nth, &mut found).await;
+        match (found.into_iter().nth(nth), failed) {
+            (Some(credential), _) => Ok(Some(credential)),
+            (None, Some(error)) => Err(error),
+            (None, None) => Ok(None),
+        }
     }
-    let answer: HelperAnswer =
-        serde_json::from_slice(&output.stdout).map_err(|_| failed("its answer is not JSON".to_owned()))?;
-    Ok(match (answer.username.as_str(), answer.secret) {
-        (_, secret) if secret.is_empty() => None,
-        ("<token>", secret) => Some(Credential::IdentityToken(secret)),
-        (username, password) => Some(Credential::Password { username: username.to_owned(), password }),
-    })
+
+    /// The first candidate.
+    ///
+    /// # Errors
+    /// As [`CredentialSource::candidate`].
+    pub(crate) async fn lookup(&self, asked: &Asked<'_>) -> Result<Option<Credential>, CredentialError> {
+        self.candidate(asked, 0).await
+    }
+
+    /// Adds candidates until there are more than `enough`. What keeps one source from answering keeps no other.
+    fn collect<'a>(
+        &'a self,
+        asked: &'a Asked<'a>,
+        enough: usize,
+        found: &'a mut Vec<Credential>,
+    ) -> BoxFuture<'a, Option<CredentialError>> {
+        Box::pin(async move {
+            let more = match self {
+                Self::Anonymous => Ok(Vec::new()),
+                Self::Static(map) => {
+                    let host = canonical_registry(asked.registry);
+                    Ok(docker::entries_of(map, &host, asked.repository).into_iter().cloned().collect())
+                }
+                Self::DockerConfig(path) => docker::from_file(path.clone(), asked).await,
+                Self::Keychain(keychain) => keychain.find(asked).await,
+                Self::Chain(sources) => {
+                    let mut failed = None;
+                    for source in sources {
+                        if let Some(error) = source.collect(asked, enough, found).await {
+                            tracing::warn!(%error, "a source of credentials cannot be used");
+                            failed = Some(error);
+                        }
+                        if found.len() > enough {
+                            break;
+                        }
+                    }
+                    return failed;
+                }
+            };
+            match more {
+                Ok(more) => {
+                    for credential in more {
+                        if !found.contains(&credential) {
+                            found.push(credential);
+                        }
+                    }
+                    None
+                }
+                Err(error) => Some(error),
+            }
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     fn password(username: &str, password: &str) -> Credential {
@@ -260,7 +194,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         std::fs::write(&path, config).unwrap();
-        CredentialSource::DockerConfig(Some(path)).lookup(registry).await
+        let source = CredentialSource::DockerConfig(Some(path));
+        source.lookup(&Asked { registry, repository: None }).await
     }
 
     #[tokio::test]
@@ -308,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_file_is_nobody_and_a_broken_one_is_an_error() {
         let missing = CredentialSource::DockerConfig(Some("/nonexistent/config.json".into()));
-        assert_eq!(missing.lookup("docker.io").await.unwrap(), None);
+        assert_eq!(missing.lookup(&Asked { registry: "docker.io", repository: None }).await.unwrap(), None);
         assert!(matches!(lookup("{", "docker.io").await, Err(CredentialError::Parse(..))));
         let bad = r#"{"auths": {"r.example": {"auth": "!!"}}}"#;
         assert!(matches!(lookup(bad, "r.example").await, Err(CredentialError::Parse(..))));
@@ -327,5 +262,73 @@ mod tests {
     fn secrets_are_not_printed() {
         let text = format!("{:?}", password("user", "canary"));
         assert!(!text.contains("canary") && !text.contains("user"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_entry_for_the_longest_part_of_a_name_is_taken() {
+        let entry = |key: &str| format!(r#""{key}": {{"auth": "{}"}}"#, STANDARD.encode(format!("u:{key}")));
+        let json = format!(
+            r#"{{"auths": {{{}, {}, {}, {}}}}}"#,
+            entry("r.example"),
+            entry("r.example/team"),
+            entry("r.example/team/app"),
+            entry("*.clouds.example"),
+        );
+        let auths = DockerAuths::parse(json.as_bytes(), "a secret").unwrap();
+        let find = |registry, repository| auths.find(&Asked { registry, repository: Some(repository) });
+        let keys = ["r.example/team/app", "r.example/team", "r.example"].map(|key| password("u", key));
+        assert_eq!(find("r.example", "team/app"), keys);
+        assert_eq!(find("r.example", "team/apple"), keys[1..]);
+        assert_eq!(find("r.example", "teams"), keys[2..]);
+        assert_eq!(find("eu.clouds.example", "a"), [password("u", "*.clouds.example")]);
+        assert_eq!(find("clouds.example", "a"), []);
+        assert_eq!(find("a.b.clouds.example", "a"), []);
+        assert!(!format!("{auths:?}").contains("team"));
+        let error = DockerAuths::parse(br#"{"auths": "canary"}"#, "a secret").unwrap_err().to_string();
+        assert!(!error.contains("canary"), "{error}");
+    }
+
+    #[derive(Debug)]
+    struct Known(&'static [&'static str], std::sync::atomic::AtomicUsize);
+
+    #[async_trait]
+    impl Keychain for Known {
+        async fn find(&self, _: &Asked<'_>) -> Result<Vec<Credential>, CredentialError> {
+            self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            Ok(self.0.iter().map(|name| password(name, "p")).collect())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_is_asked_when_those_before_it_have_no_more() {
+        let known = |names| Arc::new(Known(names, std::sync::atomic::AtomicUsize::new(0)));
+        let (first, second) = (known(&["a", "b"]), known(&["b", "c"]));
+        let broken = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(broken.path(), "{").unwrap();
+        let chain = CredentialSource::Chain(vec![
+            CredentialSource::DockerConfig(Some(broken.path().to_owned())),
+            CredentialSource::Keychain(first.clone()),
+            CredentialSource::Keychain(second.clone()),
+        ]);
+        let asked = Asked { registry: "r.example", repository: None };
+        let candidate = async |nth| chain.candidate(&asked, nth).await;
+        assert_eq!(candidate(0).await.unwrap(), Some(password("a", "p")), "a broken file keeps nobody out");
+        assert_eq!(candidate(1).await.unwrap(), Some(password("b", "p")));
+        assert_eq!(second.1.load(std::sync::atomic::Ordering::SeqCst), 0);
+        assert_eq!(candidate(2).await.unwrap(), Some(password("c", "p")));
+        assert!(candidate(3).await.is_err(), "what is broken is told in the end");
+        assert_eq!(candidate(MOST_CANDIDATES).await.unwrap(), None);
+    }
+
+    #[test]
+    fn a_scope_tells_the_repository() {
+        for (scope, repository) in [
+            ("repository:team/app:pull", Some("team/app")),
+            ("repository:a:pull,push repository:b:pull", Some("a")),
+            ("registry:catalog:*", None),
+            ("", None),
+        ] {
+            assert_eq!(Asked::of_scope("r", scope).repository, repository, "{scope}");
+        }
     }
 }

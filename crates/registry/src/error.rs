@@ -230,6 +230,9 @@ fn hint_connect(reason: &str, host: &str) -> String {
         "its certificate has to be renewed, or this machine's clock is wrong"
     } else if reason.contains("not valid for name") {
         "write the registry by a name that its certificate is for"
+    } else if reason.contains("CaUsedAsEndEntity") {
+        "its certificate says that it is a CA's and none for a server (`openssl req -x509` makes such): make one with \
+         basicConstraints=CA:FALSE, or have it signed by a CA of its own"
     } else if reason.contains("certificate") {
         "add the CA that signed its certificate to this machine's (on Debian: a .crt in \
          /usr/local/share/ca-certificates, then `update-ca-certificates`), or name it as ca in the registry's \
@@ -314,6 +317,8 @@ mod tests {
         assert!(
             hint_connect("invalid peer certificate: UnknownIssuer", "x").contains("update-ca-certificates")
         );
+        let own = hint_connect("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))", "x");
+        assert!(own.contains("CA:FALSE"), "{own}");
     }
 
     #[test]

@@ -111,9 +111,29 @@ impl HostsConfig {
         Self::default()
     }
 
-    /// Adds a mirror of `registry` behind those that it has.
+    /// Adds a mirror of `registry` behind those that it has; of every registry that is not listed, if that is `*`.
     pub fn add(&mut self, registry: &str, mirror: Mirror) {
+        if registry == "*" {
+            self.default.mirrors.push(mirror);
+            return;
+        }
         self.registries.entry(canonical_registry(registry)).or_default().mirrors.push(mirror);
+    }
+
+    /// Connects with `host` so from now on, be it a registry itself or a mirror. Mirrors that have settings of their own
+    /// keep them.
+    pub fn secure(&mut self, host: &str, tls: &Tls) {
+        let name = canonical_registry(host);
+        let listed = self.registries.values_mut().chain([&mut self.default]);
+        for mirror in listed.flat_map(|hosts| &mut hosts.mirrors) {
+            let is_it = Endpoint::mirror("", mirror).is_some_and(|endpoint| endpoint.authority() == name);
+            if is_it && mirror.tls == Tls::default() {
+                mirror.tls = tls.clone();
+            }
+        }
+        let hosts = self.registries.entry(name).or_default();
+        let itself = Mirror { capabilities: Capabilities::ALL, ..Mirror::default() };
+        hosts.server.get_or_insert(itself).tls = tls.clone();
     }
 
     pub(crate) fn insert(&mut self, registry: &str, hosts: Hosts) {

@@ -22,6 +22,7 @@ mod ask;
 mod auth;
 mod challenge;
 mod client;
+mod contacts;
 mod credentials;
 mod error;
 mod failure;
@@ -41,6 +42,7 @@ mod ranges;
 mod reference;
 mod referrers;
 mod retry;
+mod tally;
 mod tls;
 mod transport;
 mod upload;
@@ -56,7 +58,7 @@ pub mod fuzzing {
 }
 
 pub use client::{Client, ClientConfig, Upstream};
-pub use credentials::{Credential, CredentialError, CredentialSource};
+pub use credentials::{Asked, Credential, CredentialError, CredentialSource, DockerAuths, Keychain};
 pub use error::RegistryError;
 pub use forward::{ForwardRequest, Forwarded};
 pub use hosts::{Capabilities, HostsConfig, Mirror};
@@ -64,6 +66,8 @@ pub use hosts_toml::HostsError;
 pub use manifest::{Descriptor, ImageConfig, Index, Manifest, Platform, RootFs, media_type};
 pub use proxies::Proxies;
 pub use reference::{DOCKER_HUB, Reference, ReferenceError, canonical_registry};
+pub use retry::Retries;
+pub use tally::HostAsked;
 pub use tls::Tls;
 pub use transport::Usage;
 pub use upload::{Progress, Upload, UploadError};

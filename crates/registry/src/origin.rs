@@ -87,11 +87,23 @@ impl RegistryBlob {
         size: Option<u64>,
         asker: Asker,
     ) -> Arc<dyn Origin> {
+        Arc::new(Self::new(client, registry, origin, repository, digest, size, asker))
+    }
+
+    pub(crate) fn new(
+        client: Client,
+        registry: &str,
+        origin: Result<Endpoint, RegistryError>,
+        repository: &str,
+        digest: Digest,
+        size: Option<u64>,
+        asker: Asker,
+    ) -> Self {
         let len = OnceLock::new();
         if let Some(size) = size {
             len.get_or_init(|| size);
         }
-        Arc::new(Self {
+        Self {
             client,
             id: ContentId::claimed(registry, &digest),
             registry: registry.to_owned(),
@@ -102,7 +114,7 @@ impl RegistryBlob {
             asker,
             found: Mutex::default(),
             served: Mutex::default(),
-        })
+        }
     }
 
     pub(crate) const fn client(&self) -> &Client {
@@ -176,12 +188,14 @@ impl RegistryBlob {
         if !endpoint.anew
             && let Some(response) = self.get_found(doing, endpoint, &headers, patience).await
         {
+            self.note_contact();
             return Ok(response);
         }
         let response = self.ask(doing, endpoint, Method::GET, headers, patience).await?;
         match response.status().as_u16() {
             200 | 206 => {
                 self.remember(endpoint, &response);
+                self.note_contact();
                 Ok(response)
             }
             416 => Ok(response),
@@ -242,6 +256,13 @@ impl RegistryBlob {
                 *self.found.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 None
             }
+        }
+    }
+
+    /// A caller's credentials say nothing of this client's own.
+    fn note_contact(&self) {
+        if matches!(self.asker.auth, Auth::Own(_)) {
+            self.client.inner.contacts.note(&self.registry, &self.repository);
         }
     }
 

@@ -20,6 +20,17 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Wrong answers in a row after which nothing more is expected.
 const MAX_WRONG: u32 = 3;
 
+/// What a user says about trying again. The time that each kind of request has is a bound in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retries {
+    /// Attempts after the first one, as long as none gets anywhere; `None` for as many as there is time for.
+    pub most: Option<u32>,
+    /// The first pause.
+    pub first_wait: Option<Duration>,
+    /// The longest pause.
+    pub longest_wait: Option<Duration>,
+}
+
 /// The bounds of one kind of request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -29,9 +40,17 @@ pub(crate) struct Patience {
     pub total: Duration,
     /// How many attempts in a row may find nobody to talk to.
     pub unreachable: u32,
+    pub retries: Retries,
 }
 
 impl Patience {
+    /// Both times in seconds.
+    const fn new(answer: u64, total: u64, unreachable: u32) -> Self {
+        let retries = Retries { most: None, first_wait: None, longest_wait: None };
+        let (answer, total) = (Duration::from_secs(answer), Duration::from_secs(total));
+        Self { answer, total, unreachable, retries }
+    }
+
     /// A process that sleeps in a read is told soon; what nobody waits for may take its time.
     pub(crate) const fn of(urgency: Urgency) -> Self {
         let (answer, total) = match urgency {
@@ -39,18 +58,18 @@ impl Patience {
             Urgency::Prefetch => (15, 60),
             Urgency::Background => (30, 120),
         };
-        Self { answer: Duration::from_secs(answer), total: Duration::from_secs(total), unreachable: u32::MAX }
+        Self::new(answer, total, u32::MAX)
     }
 
     /// An upload that has begun: the registry was there, and what was sent is worth waiting for a restart.
     pub(crate) const fn upload() -> Self {
-        Self { answer: Duration::from_secs(30), total: Duration::from_mins(2), unreachable: u32::MAX }
+        Self::new(30, 120, u32::MAX)
     }
 
     /// Manifests, tokens, the beginnings of uploads: somebody at a terminal, or containerd with its own time limit. A registry
     /// that is not there is told within seconds.
     pub(crate) const fn control() -> Self {
-        Self { answer: Duration::from_secs(30), total: Duration::from_mins(1), unreachable: 4 }
+        Self::new(30, 60, 4)
     }
 }
 
@@ -66,27 +85,39 @@ pub(crate) struct Retry {
     wrong: u32,
     /// No wait is longer: who has little time looks often.
     longest: Duration,
+    /// The first wait, also after progress.
+    first: Duration,
+    /// Attempts in a row that got nowhere, and how many may.
+    attempts: u32,
+    most: u32,
 }
 
 impl Retry {
     pub(crate) fn new(patience: Patience) -> Self {
+        let longest = (patience.total / 20).clamp(FIRST_WAIT * 4, LONGEST_WAIT);
+        let longest = patience.retries.longest_wait.map_or(longest, |limit| limit.min(longest));
+        let first = patience.retries.first_wait.unwrap_or(FIRST_WAIT).min(longest);
         Self {
             deadline: Instant::now() + patience.total,
             total: patience.total,
-            wait: FIRST_WAIT,
+            wait: first,
             unreachable: 0,
             unreachable_limit: patience.unreachable,
             wrong: 0,
-            longest: (patience.total / 20).clamp(FIRST_WAIT * 4, LONGEST_WAIT),
+            longest,
+            first,
+            attempts: 0,
+            most: patience.retries.most.unwrap_or(u32::MAX),
         }
     }
 
     /// Bytes arrived: the clock starts anew.
     pub(crate) fn progressed(&mut self) {
         self.deadline = Instant::now() + self.total;
-        self.wait = FIRST_WAIT;
+        self.wait = self.first;
         self.wrong = 0;
         self.unreachable = 0;
+        self.attempts = 0;
     }
 
     /// Waits until the next attempt after `error`.
@@ -103,7 +134,10 @@ impl Retry {
             RegistryError::Connect { .. } => self.unreachable += 1,
             _ => {}
         }
-        if !error.is_transient() || self.wrong > MAX_WRONG || self.unreachable >= self.unreachable_limit {
+        self.attempts = self.attempts.saturating_add(1);
+        let spent =
+            self.wrong > MAX_WRONG || self.unreachable >= self.unreachable_limit || self.attempts > self.most;
+        if spent || !error.is_transient() {
             return Err(error);
         }
         let Some(wait) = self.next(error.retry_after(), Instant::now()) else { return Err(error) };
@@ -192,8 +226,7 @@ mod tests {
 
     #[test]
     fn attempts_end_at_the_deadline_and_progress_moves_it() {
-        let ten = Duration::from_secs(10);
-        let patience = Patience { answer: ten, total: ten, unreachable: 1 };
+        let patience = Patience::new(10, 10, 1);
         let mut retry = Retry::new(patience);
         let mut now = Instant::now();
         assert!(retry.next(Some(Duration::from_secs(11)), now).is_none());
@@ -206,5 +239,29 @@ mod tests {
         retry.wrong = MAX_WRONG;
         retry.progressed();
         assert_eq!((retry.wrong, retry.wait), (0, FIRST_WAIT));
+    }
+
+    #[tokio::test]
+    async fn a_users_bounds_are_kept() {
+        let retries = Retries {
+            most: Some(2),
+            first_wait: Some(Duration::from_millis(30)),
+            longest_wait: Some(Duration::from_millis(40)),
+        };
+        let mut retry = Retry::new(Patience { retries, ..Patience::new(10, 10, u32::MAX) });
+        let error = || RegistryError::Timeout {
+            doing: String::new(),
+            host: String::new(),
+            after: Duration::from_secs(1),
+        };
+        let counters = Counters::default();
+        let start = Instant::now();
+        assert!(
+            retry.pause(&counters, error()).await.is_ok() && retry.pause(&counters, error()).await.is_ok()
+        );
+        assert!(start.elapsed() >= Duration::from_millis(15 + 20), "{:?}", start.elapsed());
+        assert!(retry.pause(&counters, error()).await.is_err());
+        retry.progressed();
+        assert!(retry.pause(&counters, error()).await.is_ok(), "progress counts");
     }
 }

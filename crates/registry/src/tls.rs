@@ -1,6 +1,7 @@
 //! What a connection is made with: whose certificates are trusted, and which one is shown.
 
 use std::fmt;
+use std::path::Path;
 
 use crate::error::RegistryError;
 
@@ -27,6 +28,36 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
+    /// What lies in PEM files: CAs, a certificate to show, and its key if that is in a file of its own.
+    ///
+    /// # Errors
+    /// The file that cannot be used, and why.
+    pub fn from_files(
+        ca: Option<&Path>,
+        certificate: Option<&Path>,
+        key: Option<&Path>,
+        skip_verify: bool,
+    ) -> Result<Self, String> {
+        let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+        let is_named = |path: &&Path| !path.as_os_str().is_empty();
+        let mut tls = Self { skip_verify, ..Self::default() };
+        if let Some(path) = ca.filter(is_named) {
+            let pem = read(path)?;
+            certificates(&pem).map_err(|reason| format!("{}: {reason}", path.display()))?;
+            tls.roots.push(pem);
+        }
+        if let Some(path) = certificate.filter(is_named) {
+            let mut pem = read(path)?;
+            if let Some(key) = key.filter(is_named).filter(|key| *key != path) {
+                pem.push(b'\n');
+                pem.extend(read(key)?);
+            }
+            identity(&pem).map_err(|reason| format!("{}: {reason}", path.display()))?;
+            tls.identity = Some(pem);
+        }
+        Ok(tls)
+    }
+
     /// For another host that the same people run: their CAs are trusted, and nothing else is carried over.
     pub(crate) fn for_neighbours(&self) -> Self {
         Self { roots: self.roots.clone(), ..Self::default() }

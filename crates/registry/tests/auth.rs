@@ -467,3 +467,90 @@ async fn a_real_registry_with_a_token_server_is_pushed_to_pulled_from_and_mounte
     // Passwords go to the token server and nowhere else: the registry saw bearer tokens only.
     assert!(tokens.requests().iter().any(|seen| seen.header("authorization").is_some()));
 }
+
+/// Credentials as a cluster's secrets are: several that fit, of which some are wrong.
+#[derive(Debug)]
+struct Several(Vec<Credential>);
+
+#[async_trait::async_trait]
+impl registry::Keychain for Several {
+    async fn find(&self, asked: &registry::Asked<'_>) -> Result<Vec<Credential>, registry::CredentialError> {
+        assert_eq!(asked.repository, Some("team/app"));
+        Ok(self.0.clone())
+    }
+}
+
+fn several(names: &[&str]) -> Client {
+    let named = |name: &&str| Credential::Password { username: (*name).to_owned(), password: "p".to_owned() };
+    let credentials = CredentialSource::Keychain(Arc::new(Several(names.iter().map(named).collect())));
+    Client::new(ClientConfig { credentials, ..ClientConfig::default() }).unwrap()
+}
+
+#[tokio::test]
+async fn of_several_credentials_the_one_that_the_registry_takes_is_used() {
+    let (manifest, _) = image(&noise(10));
+    let server = Server::start(move |seen, _| {
+        let answer = match seen.header("authorization") {
+            Some(header) if header == basic("good:p") => Response::builder()
+                .header("content-type", media_type::OCI_MANIFEST)
+                .body(full(manifest.clone()))
+                .unwrap(),
+            // Whom it knows, and does not let in, is refused otherwise than whom it does not know.
+            Some(header) if header == basic("known:p") => status(403),
+            _ => challenge("Basic realm=\"t\""),
+        };
+        async move { answer }
+    })
+    .await;
+    let client = several(&["wrong", "known", "wrong", "good", "other"]);
+    client.manifest(&reference(&server)).await.unwrap();
+    let sent = || -> Vec<String> {
+        server
+            .requests()
+            .iter()
+            .map(|seen| seen.header("authorization").unwrap_or_default().to_owned())
+            .collect()
+    };
+    assert_eq!(sent(), [String::new(), basic("wrong:p"), basic("known:p"), basic("good:p")]);
+    // What was taken is kept.
+    client.manifest(&reference(&server)).await.unwrap();
+    assert_eq!(sent().len(), 5);
+
+    let before = sent().len();
+    let many: Vec<String> = (0..50).map(|number| format!("u{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let error = several(&many).manifest(&reference(&server)).await.unwrap_err().to_string();
+    assert!(error.contains("401"), "{error}");
+    assert_eq!(sent().len() - before, 1 + 8, "nobody tries them all");
+}
+
+#[tokio::test]
+async fn a_token_server_is_asked_by_the_next_name_if_it_refuses_one() {
+    let (manifest, _) = image(&noise(10));
+    let server = Server::start(move |seen, _| {
+        let host = seen.header("host").unwrap().to_owned();
+        let answer = match (seen.path.as_str(), seen.header("authorization")) {
+            ("/token", Some(header)) if header == basic("good:p") => {
+                Response::new(full(r#"{"token":"good"}"#))
+            }
+            // It lets somebody in who may not read this.
+            ("/token", Some(header)) if header == basic("known:p") => {
+                Response::new(full(r#"{"token":"none"}"#))
+            }
+            ("/token", _) => status(401),
+            (_, Some("Bearer good")) => Response::builder()
+                .header("content-type", media_type::OCI_MANIFEST)
+                .body(full(manifest.clone()))
+                .unwrap(),
+            _ => challenge(&format!("Bearer realm=\"http://{host}/token\",service=\"s\"")),
+        };
+        async move { answer }
+    })
+    .await;
+    several(&["wrong", "known", "other", "good"]).manifest(&reference(&server)).await.unwrap();
+    let asked: Vec<String> =
+        tokens_asked(&server).iter().map(|seen| seen.header("authorization").unwrap().to_owned()).collect();
+    assert_eq!(asked, ["wrong:p", "known:p", "other:p", "good:p"].map(basic));
+    let error = several(&["wrong", "other"]).manifest(&reference(&server)).await.unwrap_err().to_string();
+    assert!(error.contains("401"), "{error}");
+}

@@ -1,7 +1,7 @@
-//! The directories of snapshots: `<root>/snapshotter/snapshots/<id>/{fs,work}`.
+//! The directories of snapshots: `<root>/snapshots/<id>/{fs,work}`.
 //!
-//! Paths are short on purpose: an overlay mount lists one per layer in a single page of options. A directory
-//! belongs to a snapshot if the metadata says so, and to nobody otherwise; what belongs to nobody is deleted
+//! Paths are short on purpose: an overlay mount lists one per layer in a single page of options. None of them is one
+//! of stargz-snapshotter's, whose root this may have been ([`crate::leftover`]). A directory belongs to a snapshot if the metadata says so, and to nobody otherwise; what belongs to nobody is deleted
 //! by [`Dirs::delete`], never through a mount.
 
 use std::collections::HashSet;
@@ -15,6 +15,9 @@ use rustix::mount::{UnmountFlags, unmount};
 
 /// Mounts stacked on one place that are undone before giving up: a bound, never met.
 const MAX_STACKED_MOUNTS: usize = 32;
+
+/// The directory of blobs that are hashed, and of copies that were made of some, beside that of layers.
+pub const PROOFS: &str = "proofs";
 
 /// Something about a snapshot's directory failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +41,7 @@ impl DirError {
 /// Where the snapshots lie.
 #[derive(Debug, Clone)]
 pub struct Dirs {
-    snapshotter: PathBuf,
+    root: PathBuf,
 }
 
 impl Dirs {
@@ -47,29 +50,60 @@ impl Dirs {
     /// # Errors
     /// That they cannot be made.
     pub fn create(root: &Path) -> Result<Self, DirError> {
-        let snapshotter = root.join("snapshotter");
-        let dirs = Self { snapshotter };
-        for (path, mode) in [(root, 0o711), (&dirs.snapshotter, 0o700), (&dirs.snapshots(), 0o700)] {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(mode)
-                .create(path)
-                .map_err(DirError::at("making the directory", path))?;
+        let dirs = Self { root: root.to_owned() };
+        let make = |path: &Path, mode| {
+            let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+            made.map_err(DirError::at("making the directory", path))
+        };
+        make(root, 0o711)?;
+        for path in [dirs.snapshots(), dirs.layers()] {
+            make(&path, 0o700)?;
+            // Whoever made it first may not have known how private it is: private images lie there too.
+            fs::set_permissions(&path, Permissions::from_mode(0o700))
+                .map_err(DirError::at("protecting", &path))?;
         }
         // Mount tables show true paths; ours must be comparable with them.
-        let snapshotter = fs::canonicalize(&dirs.snapshotter)
-            .map_err(DirError::at("finding the directory", &dirs.snapshotter))?;
-        Ok(Self { snapshotter })
+        let root = fs::canonicalize(root).map_err(DirError::at("finding the directory", root))?;
+        Ok(Self { root })
     }
 
     /// The database of snapshots.
     pub fn metadata(&self) -> PathBuf {
-        self.snapshotter.join("metadata.db")
+        self.root.join("snapshots.db")
+    }
+
+    /// Makes the database, which must be there, root's alone: it names images. Blocks.
+    ///
+    /// # Errors
+    /// That the system refuses.
+    pub fn protect_metadata(&self) -> Result<(), DirError> {
+        let path = self.metadata();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(DirError::at("protecting", &path))
     }
 
     /// The directory of all snapshots.
     pub fn snapshots(&self) -> PathBuf {
-        self.snapshotter.join("snapshots")
+        self.root.join("snapshots")
+    }
+
+    /// Where blobs lie while they are hashed.
+    pub fn proofs(&self) -> PathBuf {
+        self.root.join(PROOFS)
+    }
+
+    /// Lazily filled layers.
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    /// Where it is told how much of each mounted layer is here.
+    pub fn states(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// Where mounts are tried.
+    pub fn probe(&self) -> PathBuf {
+        self.root.join("probe")
     }
 
     fn snapshot(&self, id: u64) -> PathBuf {
@@ -172,16 +206,12 @@ impl Dirs {
     /// # Errors
     /// That the mount table cannot be read, or a mount stays.
     pub fn unmount_others(&self, lazy: &[u64]) -> Result<usize, DirError> {
-        let table = Path::new("/proc/self/mountinfo");
-        let text = fs::read_to_string(table).map_err(DirError::at("reading", table))?;
+        let all =
+            lazyfs::mount_points().map_err(DirError::at("reading", Path::new("/proc/self/mountinfo")))?;
         let ours = self.snapshots();
         let kept: HashSet<PathBuf> = lazy.iter().map(|id| self.fs(*id)).collect();
-        let mut points: Vec<PathBuf> = text
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .map(|point| PathBuf::from(unescape(point)))
-            .filter(|point| point.starts_with(&ours) && !kept.contains(point))
-            .collect();
+        let mut points: Vec<PathBuf> =
+            all.into_iter().filter(|point| point.starts_with(&ours) && !kept.contains(point)).collect();
         points.dedup();
         for point in points.iter().rev() {
             unmount_all(point)?;
@@ -199,13 +229,6 @@ fn unmount_all(path: &Path) -> Result<(), DirError> {
         }
     }
     Ok(())
-}
-
-/// The mount table writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
 }
 
 #[cfg(test)]
@@ -236,6 +259,14 @@ mod tests {
     }
 
     #[test]
+    fn nobody_else_reads_what_is_kept_also_if_another_made_the_directories() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("layers/probe")).unwrap();
+        let dirs = Dirs::create(root.path()).unwrap();
+        assert_eq!((mode(&dirs.layers()), mode(&dirs.snapshots())), (0o700, 0o700));
+    }
+
+    #[test]
     fn a_failed_attempt_leaves_nothing() {
         let (_root, dirs) = dirs();
         assert!(dirs.make(1, Some(77), true).is_err());
@@ -251,6 +282,5 @@ mod tests {
         let (_root, dirs) = dirs();
         dirs.make(1, None, true).unwrap();
         assert!(!dirs.is_mounted(1) && !dirs.is_mounted(2));
-        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
     }
 }

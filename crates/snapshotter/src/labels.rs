@@ -66,6 +66,10 @@ pub struct LayerSource {
     /// Bytes to prefetch if the layer has no landmark, as the client asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefetch: Option<u64>,
+    /// Whether its bytes are a copy on this machine, made of the whole blob after that was hashed, with a table of
+    /// contents of our own. See [`crate::claims`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
 }
 
 impl LayerSource {
@@ -108,7 +112,7 @@ impl LayerRequest {
             (Err(error), _) | (_, Err(error)) => return Self::Wrong(error.to_string()),
         };
         let prefetch = get(PREFETCH).and_then(|bytes| bytes.parse().ok());
-        Self::Lazy(LayerSource { reference: reference.clone(), layer, toc, prefetch })
+        Self::Lazy(LayerSource { reference: reference.clone(), layer, toc, prefetch, local: false })
     }
 }
 

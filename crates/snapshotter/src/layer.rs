@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use content::Digest;
+use lazyfs::{LayerStatus, Numbers};
+use telemetry::metrics::Exposition;
 
 use crate::labels::LayerSource;
 
@@ -51,6 +53,24 @@ pub trait LayerBackend: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Whether `source` is the lowest layer of its image, as its manifest tells. `manifest` is the manifest's digest, if the
+    /// client told it.
+    ///
+    /// # Errors
+    /// That the manifest cannot be had, or does not name the layer.
+    async fn is_lowest(&self, source: &LayerSource, manifest: Option<Digest>) -> Result<bool, LayerError> {
+        let _ = (source, manifest);
+        Ok(true)
+    }
+
+    /// The whole blob `layer` as the image `reference` has it: to hash it. Nothing of it is verified.
+    ///
+    /// # Errors
+    /// That nobody has it.
+    async fn blob(&self, reference: &str, layer: &Digest) -> Result<content::OpenBlob, LayerError> {
+        Err(LayerError(format!("nobody can read layer {layer} of {reference}")))
+    }
+
     /// Deletes what lies on disk for layers that nobody uses and whose table of contents is not in `keep`.
     async fn keep_only(&self, keep: HashSet<Digest>);
 
@@ -59,6 +79,11 @@ pub trait LayerBackend: Send + Sync + 'static {
 
     /// Another process goes on: nothing that is mounted is unmounted from now on, by dropping neither.
     async fn hand_over(&self) {}
+
+    /// Writes down what it counts of all layers together.
+    fn write_metrics(&self, page: &mut Exposition) {
+        let _ = page;
+    }
 
     /// Makes durable what was fetched, and ends all work, in bounded time. Mounts are gone by then, or handed over.
     async fn shut_down(&self);
@@ -84,6 +109,19 @@ pub trait OpenLayer: Send + Sync {
 
     /// How much of it is here.
     fn progress(&self) -> Progress;
+
+    /// Whether what is not here can still be had. Asks somebody only if nobody was heard of for a while.
+    ///
+    /// # Errors
+    /// That nobody gives it.
+    async fn check(&self) -> Result<(), LayerError> {
+        Ok(())
+    }
+
+    /// All its numbers, if it has any: as they are, and what was counted.
+    fn numbers(&self) -> Option<(LayerStatus, &Numbers)> {
+        None
+    }
 }
 
 /// A mounted layer. Dropping it unmounts as well.

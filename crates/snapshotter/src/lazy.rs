@@ -1,7 +1,11 @@
 //! Lazy layers for real: found at the registry, read through whatever opener the node has, shown by `lazyfs`.
 
+mod manifests;
+mod toc_image;
+
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,15 +13,25 @@ use async_trait::async_trait;
 use content::{ContentOpener, Digest, Fault, ReadError, ReadErrorKind};
 use lazyfs::keeper::Keep;
 use lazyfs::mounter::Mounter;
-use lazyfs::{LayerSpec, Layers, LayersOptions, MountOptions, OpaqueXattr, OpenSource, Prefetch, TAIL};
-use registry::{Client, Index, Manifest, Platform, Reference, media_type};
+use lazyfs::{
+    LayerSpec, LayerStatus, Layers, LayersOptions, MountOptions, Numbers, OpaqueXattr, OpenSource, Prefetch,
+    TAIL,
+};
+use registry::{Client, Reference};
+use telemetry::metrics::Exposition;
 
 use crate::config::Config;
 use crate::labels::{LayerSource, TOC_DIGEST};
 use crate::layer::{LayerBackend, LayerError, LayerMount, OpenLayer, Progress};
+use crate::metrics;
 
 /// How long the store may take to make durable what was fetched.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a registry may be silent, when a start waits for its word, before the other places of a layer are tried as
+/// well; and how long those may take.
+const ELSEWHERE: Duration = Duration::from_secs(1);
+const ELSEWHERE_WAIT: Duration = Duration::from_secs(3);
 
 /// Opens layers of registries.
 pub struct LazyBackend {
@@ -25,9 +39,13 @@ pub struct LazyBackend {
     mounter: Arc<Mounter>,
     opener: Arc<dyn ContentOpener>,
     client: Client,
+    manifests: manifests::Manifests,
     prefetch: Prefetch,
     background: bool,
+    check_after: Duration,
     opaque_xattr: OpaqueXattr,
+    /// Where copies of layers lie that could not be mounted as they are.
+    copies: PathBuf,
 }
 
 impl LazyBackend {
@@ -49,7 +67,11 @@ impl LazyBackend {
             &LayersOptions {
                 read_deadline: config.read_deadline,
                 budget: config.disk_budget,
+                background_fetches: config
+                    .background_layers
+                    .unwrap_or(LayersOptions::default().background_fetches),
                 keep_free: config.keep_free.unwrap_or(LayersOptions::default().keep_free),
+                log_file_access: config.log_file_access,
                 ..LayersOptions::default()
             },
             keep,
@@ -60,9 +82,21 @@ impl LazyBackend {
             mounter,
             opener,
             client: client.clone(),
+            manifests: manifests::Manifests::default(),
             prefetch: Prefetch { enabled: config.prefetch, size: config.prefetch_size },
             background: config.background_fetch,
+            check_after: config.check_after,
+            copies: dir.with_file_name(crate::dirs::PROOFS),
             opaque_xattr: if uses_user_xattr { OpaqueXattr::User } else { OpaqueXattr::Trusted },
+        })
+    }
+
+    /// How to reach the copy of a layer.
+    fn copy(&self, layer: Digest) -> OpenSource {
+        let dir = self.copies.clone();
+        Arc::new(move || {
+            let dir = dir.clone();
+            Box::pin(async move { crate::claims::open_copy(&dir, layer).await })
         })
     }
 
@@ -83,16 +117,6 @@ impl LazyBackend {
     }
 }
 
-/// Whether an image for `platform` is the one that containerd runs here.
-fn is_ours(platform: &Platform) -> bool {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    platform.os == "linux" && platform.architecture == architecture
-}
-
 fn told(error: impl std::fmt::Display) -> LayerError {
     LayerError(error.to_string())
 }
@@ -104,16 +128,23 @@ impl LayerBackend for LazyBackend {
         let spec = LayerSpec {
             toc_digest: source.toc,
             layer_digest: source.layer,
-            open: self.source(source),
+            open: if source.local { self.copy(source.layer) } else { self.source(source) },
             prefetch: Prefetch { size, ..self.prefetch },
             background: self.background,
-            external_toc: None,
+            external_toc: Some(toc_image::beside(&self.client, source)),
         };
         let layer = self.layers.layer(spec).await.map_err(told)?;
         let layer_digest = Some(source.layer);
         let options =
             MountOptions { opaque_xattr: self.opaque_xattr, layer_digest, ..MountOptions::default() };
-        Ok(Arc::new(Lazy { layer, options, mounter: Arc::clone(&self.mounter) }))
+        Ok(Arc::new(Lazy {
+            layer,
+            options,
+            mounter: Arc::clone(&self.mounter),
+            client: self.client.clone(),
+            image: source.reference.parse().ok(),
+            check_after: self.check_after,
+        }))
     }
 
     async fn neighbours(
@@ -121,24 +152,22 @@ impl LayerBackend for LazyBackend {
         source: &LayerSource,
         manifest: Option<Digest>,
     ) -> Result<Vec<LayerSource>, LayerError> {
-        let image: Reference = source.reference.parse().map_err(told)?;
-        let named = manifest.map_or_else(|| image.clone(), |digest| image.clone().with_digest(digest));
-        let (mut found, mut bytes) = self.client.manifest(&named).await.map_err(told)?;
-        if media_type::is_index(&found.media_type) {
-            let index: Index = serde_json::from_slice(&bytes).map_err(told)?;
-            let ours = index.manifests.iter().find(|one| one.platform.as_ref().is_some_and(is_ours));
-            let ours = ours.ok_or_else(|| told("the image has no manifest for this machine"))?;
-            (found, bytes) = self.client.manifest(&image.with_digest(ours.digest)).await.map_err(told)?;
-        }
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(told)?;
-        if manifest.layers.iter().all(|layer| layer.digest != source.layer) {
-            return Err(told(format!("manifest {} does not have layer {}", found.digest, source.layer)));
-        }
+        let manifest = self.manifests.get(&self.client, source, manifest).await?;
         let lazy = manifest.layers.iter().filter_map(|layer| {
             let toc = layer.annotation(TOC_DIGEST)?.parse().ok()?;
             Some(LayerSource { layer: layer.digest, toc, ..source.clone() })
         });
         Ok(lazy.collect())
+    }
+
+    async fn is_lowest(&self, source: &LayerSource, manifest: Option<Digest>) -> Result<bool, LayerError> {
+        let manifest = self.manifests.get(&self.client, source, manifest).await?;
+        Ok(manifest.layers.first().is_some_and(|layer| layer.digest == source.layer))
+    }
+
+    async fn blob(&self, reference: &str, layer: &Digest) -> Result<content::OpenBlob, LayerError> {
+        let image: Reference = reference.parse().map_err(told)?;
+        self.opener.open(self.client.origin(&image, layer, None), TAIL).await.map_err(told)
     }
 
     async fn keep_only(&self, keep: HashSet<Digest>) {
@@ -155,7 +184,8 @@ impl LayerBackend for LazyBackend {
         for orphan in orphans {
             let spec = LayerSpec {
                 toc_digest: orphan.toc,
-                layer_digest: orphan.layer.unwrap_or(orphan.toc),
+                // Not the blob's own digest: this source would take the place of one that works, if an image still has it.
+                layer_digest: orphan.toc,
                 open: Arc::new(|| {
                     let message = "no image on this machine has the layer any more";
                     let error = ReadError::new(Fault::Caller, ReadErrorKind::NotFound, message);
@@ -192,6 +222,11 @@ impl LayerBackend for LazyBackend {
         self.mounter.hand_over().await;
     }
 
+    fn write_metrics(&self, page: &mut Exposition) {
+        metrics::write_totals(page, self.layers.totals());
+        metrics::write_hosts(page, &self.client.hosts_asked());
+    }
+
     async fn shut_down(&self) {
         // Before the fetches end: whoever waits for one is answered by the next process, and not with an error.
         let ending = async {
@@ -210,6 +245,10 @@ struct Lazy {
     layer: Arc<lazyfs::Layer>,
     options: MountOptions,
     mounter: Arc<Mounter>,
+    client: Client,
+    /// Where it was pulled from.
+    image: Option<Reference>,
+    check_after: Duration,
 }
 
 #[async_trait]
@@ -227,6 +266,41 @@ impl OpenLayer for Lazy {
     fn progress(&self) -> Progress {
         let status = self.layer.status();
         Progress { size: status.size, fetched: status.fetched, touched: status.touched }
+    }
+
+    async fn check(&self) -> Result<(), LayerError> {
+        let Some(image) = self.image.as_ref().filter(|_| !self.layer.is_complete()) else { return Ok(()) };
+        // Whoever gave its bytes a short time ago, another node perhaps, has them still: the registry is left in peace.
+        if self.layer.numbers().heard_ago().is_some_and(|ago| ago < self.check_after) {
+            return Ok(());
+        }
+        let layer = self.layer.layer_digest();
+        let mut asked = pin!(self.client.check_blob(image, &layer, self.check_after));
+        let mut answer = tokio::time::timeout(ELSEWHERE, &mut asked).await.ok();
+        if let Some(Ok(())) = answer {
+            return Ok(());
+        }
+        // Other images' registries, other nodes.
+        let elsewhere = async {
+            let tried = tokio::time::timeout(ELSEWHERE_WAIT, self.layer.try_absent()).await;
+            tried.is_ok_and(|tried| tried.is_ok())
+        };
+        let mut elsewhere = pin!(elsewhere);
+        let mut found = None;
+        loop {
+            match (&answer, found) {
+                (Some(Ok(())), _) | (_, Some(true)) => return Ok(()),
+                (Some(Err(error)), Some(false)) => return Err(told(error)),
+                _ => tokio::select! {
+                    came = &mut asked, if answer.is_none() => answer = Some(came),
+                    came = &mut elsewhere, if found.is_none() => found = Some(came),
+                },
+            }
+        }
+    }
+
+    fn numbers(&self) -> Option<(LayerStatus, &Numbers)> {
+        Some((self.layer.status(), self.layer.numbers()))
     }
 }
 

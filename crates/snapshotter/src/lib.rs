@@ -8,7 +8,9 @@
 //! * [`start`] serves; [`Handle`] tells what is mounted; [`Config`] reads stargz-snapshotter's file.
 //! * `service` is the gRPC face of `snapshots`, where each call is done.
 //! * `meta` keeps names, parents and labels, durable before any answer; `filter` is its query language.
+//! * `metrics` is what it counts, for Prometheus and `pantala status`; `leftover` knows what stargz-snapshotter left.
 //! * `host` looks before anything else whether this machine can mount layers.
+//! * `claims` compares what images say of their layers before a root file system is handed out.
 //! * `dirs` and `overlay` know the directories and how they are mounted together; `usage` measures them.
 //! * `labels` reads what a client wants; `layer` is what is needed of lazy layers, `lazy` the real thing
 //!   behind it, `mounted` the table of those that are mounted.
@@ -20,14 +22,19 @@
 //!
 //! Deliberately absent: how bytes arrive.
 
+mod claims;
 mod config;
+mod cri;
 mod dirs;
 mod filter;
 mod host;
+mod keychain;
 mod labels;
 mod layer;
 mod lazy;
+mod leftover;
 mod meta;
+mod metrics;
 mod mounted;
 mod overlay;
 mod serve;
@@ -40,20 +47,32 @@ mod usage;
 /// interface, and a target is a crate of its own.
 #[doc(hidden)]
 pub mod fuzzing {
+    pub use crate::claims::{Document, chains};
+    pub use crate::cri::fuzz_pull_request;
     pub use crate::filter::{Filter, FilterError};
+    pub use crate::keychain::{fuzz_event, fuzz_kubeconfig};
     pub use crate::labels::{
         DIFF_ID, LabelError, Labels, LayerRequest, MAX_LABEL_BYTES, PARENT_CHAIN_ID, PREFETCH, TOC_DIGEST,
         clean,
     };
 }
 
-pub use config::{Config, ConfigError, DEFAULT_ADDRESS, DEFAULT_CONFIG, DEFAULT_ROOT, Driver, Warning};
+pub use claims::ClaimOptions;
+pub use config::{
+    Config, ConfigError, CriKeychainConfig, DEFAULT_ADDRESS, DEFAULT_CONFIG, DEFAULT_ROOT, Driver,
+    KeychainsConfig, KubeKeychainConfig, Warning,
+};
+pub use cri::{ImageProxy, PullGuard};
 pub use dirs::DirError;
 pub use host::{HostError, check_host};
+pub use keychain::Keychains;
 pub use labels::LayerSource;
 pub use layer::{LayerBackend, LayerError, LayerMount, OpenLayer, Progress};
 pub use meta::MetaError;
+pub use metrics::{Fallback, Reason};
 pub use overlay::Overlay;
-pub use serve::{Handle, MountedLayer, Running, ServeError, ServeOptions, serve, start, start_with};
+pub use serve::{
+    Handle, MountedLayer, Running, ServeError, ServeOptions, serve, start, start_claiming, start_with,
+};
 pub use snapshots::{Limits, SnapshotError};
 pub use socket::SocketError;

@@ -11,7 +11,9 @@
 //! **Slots.** A layer that was mounted lazily is committed under the chain ID that the client asked for, but
 //! that is only a name: an ordinary layer below has another name in each of containerd's namespaces, so one
 //! chain ID can have several parents. containerd finds the slot by label and parent, under whatever name.
-//! What lies in the slot is kept beside it ([`LayerSource`]): a chain ID is what an image *claims*.
+//! What lies in the slot is kept beside it ([`LayerSource`]): a chain ID is what an image *claims*. It can be exchanged
+//! ([`Meta::exchange`]) when somebody proves that something else is the truth; what was proven is kept in a table of
+//! its own, by the blob's digest, and outlives every snapshot.
 
 mod disk;
 mod record;
@@ -22,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use content::Digest;
 
+use crate::claims::Fact;
 use crate::filter::Filter;
 use crate::labels::{self, LabelError, Labels, LayerSource};
 use disk::Disk;
@@ -268,6 +271,12 @@ impl Meta {
         Reservation { meta: Arc::clone(self), id }
     }
 
+    /// Keeps the directory `id` from being nobody's, although its snapshot is about to have another.
+    pub fn hold(self: &Arc<Self>, id: u64) -> Reservation {
+        self.change_state(|state| state.reserved.insert(id));
+        Reservation { meta: Arc::clone(self), id }
+    }
+
     /// Of these directory numbers, those that belong to nobody.
     pub fn orphans(&self, ids: impl IntoIterator<Item = u64>) -> Vec<u64> {
         self.read(|state| {
@@ -383,6 +392,45 @@ impl Meta {
         row.source = Some(source);
         self.write(vec![(name.clone(), Some(row))])?;
         Ok(SlotCommit::New(name))
+    }
+
+    /// Puts other bytes into the slot `name`: they lie in the directory `id`. Only if the slot still is what the
+    /// caller saw (`seen`); tells whether. Blocks.
+    ///
+    /// # Errors
+    /// [`MetaError::NotFound`], or that the database failed.
+    pub fn exchange(
+        &self,
+        name: &str,
+        seen: &Record,
+        source: LayerSource,
+        id: u64,
+    ) -> Result<bool, MetaError> {
+        let _writer = self.writer();
+        let mut row = Record::clone(&*self.get(name)?);
+        if (row.id, &row.source) != (seen.id, &seen.source) {
+            return Ok(false);
+        }
+        (row.id, row.source) = (id, Some(source));
+        row.touch();
+        self.write(vec![(name.to_owned(), Some(row))])?;
+        Ok(true)
+    }
+
+    /// What is known of a blob, since somebody hashed it whole. Blocks.
+    ///
+    /// # Errors
+    /// That the database failed.
+    pub fn fact(&self, layer: &Digest) -> Result<Option<Fact>, MetaError> {
+        self.disk.fact(layer)
+    }
+
+    /// Keeps what is known of a blob, for ever. Blocks.
+    ///
+    /// # Errors
+    /// That the database failed.
+    pub fn keep_fact(&self, layer: &Digest, fact: &Fact) -> Result<(), MetaError> {
+        self.disk.keep_fact(layer, fact)
     }
 
     /// Forgets a snapshot, and tells what it was. Blocks.

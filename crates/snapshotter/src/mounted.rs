@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,13 @@ impl Mounted {
     pub fn new(layer: Arc<dyn OpenLayer>, mount: Box<dyn LayerMount>) -> Self {
         let driver = mount.driver();
         Self { layer, driver, mount }
+    }
+
+    /// Notes that it took so long from being asked for to being mounted.
+    pub fn took(&self, took: Duration) {
+        if let Some((_, numbers)) = self.layer.numbers() {
+            numbers.mounted(took);
+        }
     }
 
     /// Unmounts. What still has files open there keeps them.
@@ -178,6 +186,7 @@ impl MountTable {
     }
 
     async fn mount(&self, id: u64, source: &LayerSource) -> Result<Mounted, LayerError> {
+        let began = Instant::now();
         let layer = tokio::select! {
             () = self.stop.cancelled() => return Err(LayerError("the snapshotter is shutting down".into())),
             opened = self.backend.open(source) => opened?,
@@ -197,6 +206,8 @@ impl MountTable {
         });
         let at = at.await.map_err(|error| LayerError(error.to_string()))??;
         let mount = layer.mount(&at).await?;
-        Ok(Mounted::new(layer, mount))
+        let mounted = Mounted::new(layer, mount);
+        mounted.took(began.elapsed());
+        Ok(mounted)
     }
 }

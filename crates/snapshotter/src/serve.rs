@@ -17,14 +17,20 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::claims::ClaimOptions;
 use crate::config::Config;
+use crate::cri::{CriFace, Faces};
 use crate::dirs::{DirError, Dirs};
 use crate::host::{HostError, check_host, check_overlay};
+use crate::keychain::Keychains;
 use crate::labels::LayerSource;
 use crate::layer::{LayerBackend, LayerError};
 use crate::lazy::LazyBackend;
+use crate::leftover;
 use crate::meta::{Meta, MetaError};
+use crate::metrics::{Fallback, Reason};
 use crate::overlay::Overlay;
 use crate::service::SnapshotService;
 use crate::snapshots::{Limits, SnapshotError, Snapshots};
@@ -46,6 +52,8 @@ pub struct ServeOptions {
     pub keep: Option<Arc<dyn lazyfs::keeper::Keep>>,
     /// Cancelled before the stop if another process goes on with everything that is mounted.
     pub hand_over: CancellationToken,
+    /// In whose name the client of registries asks: CRI's pulls feed them.
+    pub keychains: Option<Keychains>,
 }
 
 /// Why the snapshotter does not serve.
@@ -78,7 +86,7 @@ pub enum ServeError {
 }
 
 /// A lazy layer, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MountedLayer {
     /// The snapshot's name.
     pub name: String,
@@ -100,6 +108,9 @@ pub struct MountedLayer {
     pub fetched: u64,
     /// Of those, how many somebody read.
     pub touched: u64,
+    /// What stargz-snapshotter shows in `.stargz-snapshotter/<layer digest>.json` of a layer: `error`, `digest`, `size`,
+    /// `fetchedSize`, `fetchedPercent`. Nothing if it is not mounted.
+    pub state: Option<serde_json::Value>,
 }
 
 /// Asks a running snapshotter. Cheap to clone; one that outlives the snapshotter answers that there is
@@ -114,6 +125,27 @@ impl Handle {
     /// That there is no such snapshot.
     pub fn source_of(&self, name: &str) -> Result<Option<LayerSource>, SnapshotError> {
         self.0.upgrade().ok_or(SnapshotError::ShuttingDown)?.source_of(name)
+    }
+
+    /// The page that Prometheus reads; empty if the snapshotter is gone. Looks at every layer: not for the threads of a
+    /// runtime.
+    pub fn metrics(&self) -> String {
+        self.0.upgrade().map_or_else(String::new, |snapshots| snapshots.metrics_page())
+    }
+
+    /// Whether it serves.
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// How many layers were not mounted lazily, by the reason.
+    pub fn fallbacks(&self) -> Vec<(Reason, u64)> {
+        self.0.upgrade().map(|snapshots| snapshots.metrics().fallbacks()).unwrap_or_default()
+    }
+
+    /// The last layers that were not mounted lazily though their images asked for it, the newest last.
+    pub fn recent_fallbacks(&self) -> Vec<Fallback> {
+        self.0.upgrade().map(|snapshots| snapshots.metrics().recent_fallbacks()).unwrap_or_default()
     }
 
     /// All lazy layers.
@@ -132,6 +164,7 @@ impl Handle {
                 size: progress.size,
                 fetched: progress.fetched,
                 touched: progress.touched,
+                state: snapshots.state_of(view.id, view.source.layer),
             }
         });
         views.collect()
@@ -143,6 +176,8 @@ pub struct Running {
     snapshots: Arc<Snapshots>,
     server: JoinHandle<Result<(), String>>,
     socket: Socket,
+    /// What runs beside the server.
+    tasks: TaskTracker,
     hand_over: CancellationToken,
 }
 
@@ -158,6 +193,8 @@ impl Running {
     /// [`ServeError::Server`] if it stopped by itself.
     pub async fn stopped(self) -> Result<(), ServeError> {
         let ended = self.server.await;
+        self.tasks.close();
+        self.tasks.wait().await;
         self.snapshots.shut_down(self.hand_over.is_cancelled()).await;
         drop(self.socket);
         match ended {
@@ -186,11 +223,15 @@ pub async fn start(
             "this key of the configuration does nothing"
         );
     }
+    if options.config.fuse_manager {
+        // What scripts look for. The keeper is always there; the key changes nothing.
+        tracing::info!("Start snapshotter with fusemanager mode");
+    }
     let root = options.root.clone();
     let checked = tokio::task::spawn_blocking(move || {
         check_host()?;
-        let _dirs = Dirs::create(&root)?;
-        let scratch = root.join("snapshotter").join("probe");
+        let scratch = Dirs::create(&root)?.probe();
+        leftover::tell(&root);
         check_overlay(&root, Overlay::probe(&scratch).try_mount(&scratch))?;
         Ok::<_, ServeError>(())
     });
@@ -202,10 +243,7 @@ pub async fn start(
         Some(keep) => (true, keep),
         None => (false, Arc::new(KeepHere::default()) as Arc<dyn Keep>),
     };
-    let choice = match DriverChoice::from(config.driver) {
-        DriverChoice::Auto if !kept => DriverChoice::Fuse,
-        choice => choice,
-    };
+    let choice = safe_choice(config.driver.into(), kept.then(|| Arc::clone(&keep))).await;
     let scratch = layers.join("probe");
     let mounter = Mounter::start(MounterOptions { choice, keep: Arc::clone(&keep), scratch }).await?;
     let backend = move |overlay: &Overlay| -> Result<Arc<dyn LayerBackend>, LayerError> {
@@ -215,8 +253,44 @@ pub async fn start(
     };
     let Config { prepare_wait, resolved_for, .. } = options.config;
     let limits = Limits { prepare_wait, resolved_for };
-    let running = start_with(&options.address, &options.root, limits, backend, stop).await?;
+    let claims = ClaimOptions {
+        containerd_address: options.config.containerd_address.clone(),
+        cri_namespace: options.config.cri_namespace.clone(),
+        require_proof: options.config.require_diffid_proof,
+        wait: prepare_wait,
+    };
+    let face = options.keychains.map(|keychains| CriFace::new(keychains, &options.config));
+    let running =
+        start_whole(&options.address, &options.root, limits, (Some(claims), face), backend, stop).await?;
     Ok(Running { hand_over: options.hand_over, ..running })
+}
+
+/// The driver that is asked for, or FUSE, if everything could die at once and would leave natively mounted layers
+/// unguarded: their holes would be zeros for whoever reads them then. FUSE answers an error.
+async fn safe_choice(wanted: DriverChoice, keep: Option<Arc<dyn Keep>>) -> DriverChoice {
+    if wanted == DriverChoice::Fuse {
+        return wanted;
+    }
+    let alone = || Err("nobody keeps descriptors".to_owned());
+    let judged = tokio::task::spawn_blocking(move || keep.map_or_else(alone, |keep| keep.outlives_all()));
+    match (judged.await.unwrap_or_else(|error| Err(error.to_string())), wanted) {
+        (Ok(()), _) => wanted,
+        (Err(reason), DriverChoice::Native) => {
+            tracing::warn!(
+                reason,
+                "driver = native was asked for where one blow may end all that guards a layer: \
+                 what has not arrived would be zeros then (docs/restarts.md)"
+            );
+            wanted
+        }
+        (Err(reason), _) => {
+            tracing::info!(
+                reason,
+                "layers are not shown natively: one blow may end all that would guard them"
+            );
+            DriverChoice::Fuse
+        }
+    }
 }
 
 /// Starts the snapshotter, and waits for its end.
@@ -232,7 +306,7 @@ pub async fn serve(
     start(options, opener, client, stop).await?.stopped().await
 }
 
-/// As [`start`], with lazy layers from elsewhere.
+/// As [`start`], with lazy layers from elsewhere, and without asking anybody which images claim them.
 ///
 /// # Errors
 /// What keeps it from serving.
@@ -243,23 +317,59 @@ pub async fn start_with(
     backend: impl FnOnce(&Overlay) -> Result<Arc<dyn LayerBackend>, LayerError>,
     stop: CancellationToken,
 ) -> Result<Running, ServeError> {
+    start_claiming(address, root, limits, None, backend, stop).await
+}
+
+/// As [`start`], with lazy layers from elsewhere.
+///
+/// # Errors
+/// What keeps it from serving.
+pub async fn start_claiming(
+    address: &Path,
+    root: &Path,
+    limits: Limits,
+    claims: Option<ClaimOptions>,
+    backend: impl FnOnce(&Overlay) -> Result<Arc<dyn LayerBackend>, LayerError>,
+    stop: CancellationToken,
+) -> Result<Running, ServeError> {
+    start_whole(address, root, limits, (claims, None), backend, stop).await
+}
+
+/// As [`start_claiming`], with CRI's image service.
+async fn start_whole(
+    address: &Path,
+    root: &Path,
+    limits: Limits,
+    (claims, face): (Option<ClaimOptions>, Option<CriFace>),
+    backend: impl FnOnce(&Overlay) -> Result<Arc<dyn LayerBackend>, LayerError>,
+    stop: CancellationToken,
+) -> Result<Running, ServeError> {
     let root = root.to_owned();
     let opened = tokio::task::spawn_blocking(move || {
         let dirs = Dirs::create(&root)?;
         let highest = dirs.ids()?.into_iter().max().unwrap_or(0);
         let meta = Arc::new(Meta::open(&dirs.metadata(), highest)?);
-        let scratch = root.join("snapshotter").join("probe");
-        let overlay = Overlay::probe(&scratch);
+        dirs.protect_metadata()?;
+        let overlay = Overlay::probe(&dirs.probe());
         Ok::<_, ServeError>((dirs, meta, overlay))
     });
     let (dirs, meta, overlay) = opened.await.map_err(|error| ServeError::Server(error.to_string()))??;
     let backend = backend(&overlay)?;
-    let snapshots = Arc::new(Snapshots::new(meta, dirs, overlay, backend, limits, stop.child_token()));
+    let snapshots =
+        Arc::new(Snapshots::new(meta, dirs, overlay, backend, limits, claims, stop.child_token()));
+    let tasks = TaskTracker::new();
     let listening = async {
         snapshots.restore().await?;
-        Ok::<_, ServeError>(Socket::bind(address).await?)
+        snapshots.show_states();
+        snapshots.watch_images();
+        let (socket, listener) = Socket::bind(address).await?;
+        let images = match face {
+            Some(face) => face.start(snapshots.guard(), &tasks, &stop).await?,
+            None => None,
+        };
+        Ok::<_, ServeError>((socket, listener, images))
     };
-    let (socket, listener) = match listening.await {
+    let (socket, listener, images) = match listening.await {
         Ok(listening) => listening,
         Err(error) => {
             snapshots.shut_down(false).await;
@@ -267,6 +377,7 @@ pub async fn start_with(
         }
     };
     let service = SnapshotsServer::new(SnapshotService::new(Arc::clone(&snapshots)));
+    let service = Faces { snapshots: service, images };
     let server = tokio::spawn(async move {
         let shutdown = stop.clone().cancelled_owned();
         let serving = tonic::transport::Server::builder().serve_with_incoming_shutdown(
@@ -287,5 +398,5 @@ pub async fn start_with(
         }
     });
     tracing::info!(address = %address.display(), "the snapshotter is ready");
-    Ok(Running { snapshots, server, socket, hand_over: CancellationToken::new() })
+    Ok(Running { snapshots, server, socket, tasks, hand_over: CancellationToken::new() })
 }

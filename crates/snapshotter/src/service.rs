@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures::Stream;
 use proto::containerd::snapshots as wire;
 use proto::containerd::snapshots::snapshots_server::Snapshots as Service;
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::labels::{self, Labels};
@@ -25,6 +26,12 @@ impl SnapshotService {
     pub fn new(snapshots: Arc<Snapshots>) -> Self {
         Self(snapshots)
     }
+
+    fn seen<T>(&self, request: &Request<T>) {
+        if let Some(pid) = caller(request) {
+            self.0.called_by(pid);
+        }
+    }
 }
 
 /// The status code is containerd's for the same mistake.
@@ -33,7 +40,9 @@ fn status(error: SnapshotError) -> Status {
     match error {
         SnapshotError::TargetExists(_) => Status::already_exists(text),
         SnapshotError::Filter(_) => Status::invalid_argument(text),
-        SnapshotError::Unavailable { .. } | SnapshotError::ShuttingDown => Status::unavailable(text),
+        SnapshotError::Unavailable { .. } | SnapshotError::Disputed { .. } | SnapshotError::ShuttingDown => {
+            Status::unavailable(text)
+        }
         SnapshotError::Dir(_) | SnapshotError::Usage { .. } => {
             tracing::error!(error = %text, "a snapshot's directory failed");
             Status::internal(text)
@@ -55,6 +64,11 @@ fn status(error: SnapshotError) -> Status {
             }
         },
     }
+}
+
+/// Who is at the other end.
+fn caller<T>(request: &Request<T>) -> Option<i32> {
+    request.extensions().get::<UdsConnectInfo>()?.peer_cred?.pid()
 }
 
 fn clean(labels: impl IntoIterator<Item = (String, String)>) -> Result<Labels, Status> {
@@ -89,6 +103,7 @@ impl Service for SnapshotService {
         &self,
         request: Request<wire::PrepareSnapshotRequest>,
     ) -> Result<Response<wire::PrepareSnapshotResponse>, Status> {
+        self.seen(&request);
         let request = request.into_inner();
         let labels = clean(request.labels)?;
         let mounts = self.0.prepare(&request.key, &request.parent, labels).await.map_err(status)?;
@@ -99,6 +114,7 @@ impl Service for SnapshotService {
         &self,
         request: Request<wire::ViewSnapshotRequest>,
     ) -> Result<Response<wire::ViewSnapshotResponse>, Status> {
+        self.seen(&request);
         let request = request.into_inner();
         let labels = clean(request.labels)?;
         let mounts = self.0.view(&request.key, &request.parent, labels).await.map_err(status)?;
@@ -129,6 +145,7 @@ impl Service for SnapshotService {
         &self,
         request: Request<wire::StatSnapshotRequest>,
     ) -> Result<Response<wire::StatSnapshotResponse>, Status> {
+        self.seen(&request);
         let key = request.into_inner().key;
         let row = self.0.stat(&key).map_err(status)?;
         Ok(Response::new(wire::StatSnapshotResponse { info: Some(info(&key, &row)) }))
@@ -155,6 +172,7 @@ impl Service for SnapshotService {
         &self,
         request: Request<wire::ListSnapshotsRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
+        self.seen(&request);
         let rows = self.0.list(&request.into_inner().filters).map_err(status)?;
         // Packed as they are sent: the rows are shared, the messages are not.
         let starts = (0..rows.len()).step_by(LIST_BATCH);

@@ -7,25 +7,35 @@
 //! * Before mounts are answered, every lazy layer below is seen to answer, or mounted again. A container
 //!   whose layers are not there must not start.
 //!
-//! Layers that are mounted lazily are prepared in [`remote`], brought back after a restart in [`restore`].
+//! Layers that are mounted lazily are prepared in [`remote`], brought back after a restart in [`restore`]. Whether they
+//! are what an image means is asked in [`trust`], and set right in [`exchange`].
 
+mod check;
+mod exchange;
 mod remote;
 mod resolve;
 mod restore;
+mod state;
+mod trust;
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use content::Digest;
 use futures::future::{join_all, try_join_all};
 use proto::containerd::types::Mount;
+use telemetry::metrics::Exposition;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::claims::{ClaimOptions, Claims};
 use crate::dirs::{DirError, Dirs};
 use crate::filter::{Filter, FilterError};
 use crate::labels::{Labels, LayerSource, SNAPSHOT_REF};
 use crate::layer::{LayerBackend, LayerError, Progress};
 use crate::meta::{Kind, Meta, MetaError, Record, UpdateMask, Usage};
+use crate::metrics::{self, Metrics, Shown};
 use crate::mounted::MountTable;
 use crate::overlay::Overlay;
 use crate::usage::{UsageCache, measure};
@@ -56,6 +66,14 @@ pub enum SnapshotError {
         name: String,
         /// Why.
         error: LayerError,
+    },
+    /// Images disagree about what lies below, and it is not known who is right.
+    #[error("not handing out what stands on {parent}: {reason}")]
+    Disputed {
+        /// The snapshot below, or the image.
+        parent: String,
+        /// Who disagrees about what, and what to do.
+        reason: String,
     },
     /// A directory could not be made or measured.
     #[error(transparent)]
@@ -104,12 +122,15 @@ pub struct Snapshots {
     table: Arc<MountTable>,
     usages: UsageCache,
     limits: Limits,
+    metrics: Metrics,
     tasks: TaskTracker,
     /// Unmounting and deleting of removed snapshots. Closed from the start, so that one can wait for what is
     /// under way and go on adding.
     removals: TaskTracker,
     resolving: Arc<tokio::sync::Semaphore>,
     resolver: resolve::Resolver,
+    /// Compares what images claim; nobody does, where no containerd stands behind the calls.
+    claims: Option<Arc<Claims>>,
     stop: CancellationToken,
 }
 
@@ -121,9 +142,14 @@ impl Snapshots {
         overlay: Overlay,
         backend: Arc<dyn LayerBackend>,
         limits: Limits,
+        claims: Option<ClaimOptions>,
         stop: CancellationToken,
     ) -> Self {
         let tasks = TaskTracker::new();
+        let claims = claims.map(|options| {
+            let (backend, meta, scratch) = (Arc::clone(&backend), Arc::clone(&meta), dirs.proofs());
+            Arc::new(Claims::new(options, backend, meta, scratch, tasks.clone(), stop.clone()))
+        });
         let held_for = limits.resolved_for;
         let resolver = resolve::Resolver::new(Arc::clone(&backend), held_for, tasks.clone(), stop.clone());
         let table = Arc::new(MountTable::new(backend, dirs.clone(), tasks.clone(), stop.clone()));
@@ -131,7 +157,22 @@ impl Snapshots {
         let removals = TaskTracker::new();
         removals.close();
         let usages = UsageCache::default();
-        Self { meta, dirs, overlay, table, usages, limits, tasks, removals, resolving, resolver, stop }
+        let metrics = Metrics::default();
+        Self {
+            meta,
+            dirs,
+            overlay,
+            table,
+            usages,
+            limits,
+            metrics,
+            tasks,
+            removals,
+            resolving,
+            resolver,
+            claims,
+            stop,
+        }
     }
 
     /// Runs `work` on a blocking thread. It runs to its end even if the caller goes away.
@@ -149,16 +190,19 @@ impl Snapshots {
     /// # Errors
     /// [`SnapshotError::TargetExists`] is the good end of the second kind.
     pub async fn prepare(
-        &self,
+        self: &Arc<Self>,
         key: &str,
         parent: &str,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
         self.meta.check_new(key, parent)?;
-        if let Some(target) = labels.get(SNAPSHOT_REF).cloned()
-            && let Some(name) = self.prepare_remote(key, parent, &target, &labels).await?
-        {
-            return Err(SnapshotError::TargetExists(name));
+        match labels.get(SNAPSHOT_REF).cloned() {
+            Some(target) => {
+                if let Some(name) = self.prepare_remote(key, parent, &target, &labels).await? {
+                    return Err(SnapshotError::TargetExists(name));
+                }
+            }
+            None => self.check_claims(key, parent).await?,
         }
         self.create(Kind::Active, key, parent, labels).await
     }
@@ -167,8 +211,14 @@ impl Snapshots {
     ///
     /// # Errors
     /// What is wrong with key or parent.
-    pub async fn view(&self, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>, SnapshotError> {
+    pub async fn view(
+        self: &Arc<Self>,
+        key: &str,
+        parent: &str,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
         self.meta.check_new(key, parent)?;
+        self.check_claims(key, parent).await?;
         self.create(Kind::View, key, parent, labels).await
     }
 
@@ -185,6 +235,7 @@ impl Snapshots {
             below.extend(self.meta.ancestors(parent)?);
         }
         self.ensure(&below).await?;
+        self.check(&below, check::Asks::Prepare).await?;
         let ids: Vec<u64> = below.iter().map(|(_, row)| row.id).collect();
         let reservation = self.meta.reserve();
         let id = reservation.id();
@@ -205,6 +256,7 @@ impl Snapshots {
 
     /// Sees to it that the lazy layers among these snapshots answer.
     async fn ensure(&self, rows: &[(String, Arc<Record>)]) -> Result<(), SnapshotError> {
+        let began = Instant::now();
         let lazy = rows.iter().filter_map(|(name, row)| Some((name, row.id, row.source.as_ref()?)));
         let checks = lazy.map(async |(name, id, source)| {
             let ensured = tokio::time::timeout(ENSURE_WAIT, self.table.ensure(id, source)).await;
@@ -216,7 +268,9 @@ impl Snapshots {
             tracing::warn!(snapshot = %name, layer = %source.layer, %error, "a lazy layer is unavailable");
             Err(SnapshotError::Unavailable { name: name.clone(), error })
         });
-        try_join_all(checks).await.map(|_| ())
+        let ensured = try_join_all(checks).await.map(|_| ());
+        self.metrics.looked(began.elapsed(), ensured.is_ok());
+        ensured
     }
 
     /// `Mounts`: how to mount an active snapshot or a view.
@@ -230,6 +284,7 @@ impl Snapshots {
         }
         let below = self.meta.ancestors(key)?;
         self.ensure(&below).await?;
+        self.check(&below, check::Asks::Mounts).await?;
         let ids: Vec<u64> = below.iter().map(|(_, row)| row.id).collect();
         Ok(self.overlay.mounts(&self.dirs, row.kind, row.id, &ids))
     }
@@ -330,6 +385,15 @@ impl Snapshots {
         let lazy = self.meta.lazy();
         let keep = lazy.iter().filter_map(|(_, row)| row.source.as_ref().map(|source| source.toc));
         self.table.backend().keep_only(keep.collect()).await;
+        if let Some(claims) = self.claims.clone() {
+            let held = lazy.iter().filter_map(|(_, row)| row.source.as_ref()).filter(|source| source.local);
+            let held: HashSet<Digest> = held.map(|source| source.layer).collect();
+            self.blocking(move |_, _| {
+                claims.prover().keep_only(&held);
+                Ok(())
+            })
+            .await?;
+        }
         self.blocking(|meta, dirs| {
             // First the directories, then who owns them: one that is made meanwhile is not in the list.
             let orphans = meta.orphans(dirs.ids()?);
@@ -349,12 +413,59 @@ impl Snapshots {
         lazy.collect()
     }
 
+    /// What stargz-snapshotter would show of the layer mounted for directory `id`, which its image calls `layer`.
+    pub fn state_of(&self, id: u64, layer: Digest) -> Option<serde_json::Value> {
+        let mounted = self.table.get(id)?;
+        let (status, _) = mounted.layer.numbers()?;
+        serde_json::from_slice(&status.state_json(layer)).ok()
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The page that Prometheus reads. Looks at every layer: not for the threads of a runtime.
+    pub fn metrics_page(&self) -> String {
+        let mounted: Vec<_> = self
+            .meta
+            .lazy()
+            .into_iter()
+            .filter_map(|(_, row)| {
+                Some((row.source.as_ref()?.layer, self.dirs.fs(row.id), self.table.get(row.id)?))
+            })
+            .collect();
+        let shown: Vec<Shown<'_>> = mounted
+            .iter()
+            .filter_map(|(layer, at, mounted)| {
+                let (status, numbers) = mounted.layer.numbers()?;
+                Some(Shown { at, layer: *layer, driver: mounted.driver, status, numbers })
+            })
+            .collect();
+        let mut page = Exposition::default();
+        metrics::write_layers(&mut page, &shown, &self.metrics);
+        self.metrics.write(&mut page);
+        self.table.backend().write_metrics(&mut page);
+        if let Some(claims) = &self.claims {
+            claims.write_metrics(&mut page);
+        }
+        metrics::write_process(&mut page);
+        page.finish()
+    }
+
     /// Where the bytes of the snapshot `name` come from: `None` for what containerd itself unpacked.
     ///
     /// # Errors
     /// That it is not there.
     pub fn source_of(&self, name: &str) -> Result<Option<LayerSource>, SnapshotError> {
         Ok(self.meta.get(name)?.source.clone())
+    }
+
+    /// Process `pid` calls: containerd, as a rule.
+    pub fn called_by(&self, pid: i32) {
+        if let Some(claims) = &self.claims {
+            claims.locator().seen(pid);
+        }
     }
 
     /// The directories.

@@ -91,6 +91,33 @@ async fn a_lazy_layer_above_an_ordinary_one_has_a_slot_in_each_namespace() {
     lab.stop().await;
 }
 
+/// Trap 11: containerd 2.2 leaves the parent out where the configuration promises `rebase`, and no label says so.
+#[tokio::test]
+async fn without_a_parent_only_the_lowest_layer_is_lazy() {
+    if !is_root() {
+        return;
+    }
+    let mut lab = Lab::start().await;
+    *lab.layers.image.lock().unwrap() = vec!["l0", "l1"];
+    let asked = |chain: &str, layer: &str| {
+        let mut labels = lazy(chain, layer);
+        let manifest = Digest::of(b"manifest").to_string();
+        labels.insert("containerd.io/snapshot/cri.manifest-digest".into(), manifest);
+        labels
+    };
+    assert_eq!(code(lab.client.prepare_with("k0", "", asked("c0", "l0")).await), Code::AlreadyExists);
+    lab.client.prepare_with("k1", "", asked("c1", "l1")).await.unwrap();
+    let refused = lab.client.rebase("default/1/c1", "k1", "c0").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("rebase"), "{refused}");
+    assert_eq!(code(lab.client.prepare_with("k2", "c0", asked("c1", "l1")).await), Code::AlreadyExists);
+
+    // Where no manifest is to be had, nobody is suspected.
+    lab.layers.image.lock().unwrap().clear();
+    assert_eq!(code(lab.client.prepare_with("k3", "", asked("c3", "l3")).await), Code::AlreadyExists);
+    lab.stop().await;
+}
+
 #[tokio::test]
 async fn another_images_claim_on_a_chain_is_unpacked_apart() {
     if !is_root() {
@@ -237,7 +264,7 @@ async fn what_no_snapshot_owns_goes_at_start() {
     assert_eq!(code(lab.client.prepare_with("k", "", lazy("c0", "l0")).await), Code::AlreadyExists);
     lab.stop().await;
     // What a process leaves that was killed between a mount and its commit.
-    let orphan = lab.root().join("snapshotter/snapshots/77");
+    let orphan = lab.root().join("snapshots/77");
     std::fs::create_dir_all(orphan.join("fs")).unwrap();
     let none = rustix::mount::MountFlags::empty();
     rustix::mount::mount("dead", orphan.join("fs"), "tmpfs", none, None).unwrap();

@@ -1,6 +1,7 @@
 //! containerd's own suite for snapshotters, case by case, over the real socket and with real mounts.
 //!
-//! The names are those of its cases. `CloseTwice` has no counterpart: there is nothing to close over gRPC.
+//! Each test names its case, or its cases. All 21 are here but `CloseTwice`: there is nothing to close over gRPC. The suite
+//! itself runs over the same socket where it was built (`containerds_own_suite_passes` of the end-to-end tests).
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which may stop where they fail")]
 
@@ -34,6 +35,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap()
 }
 
+/// `Basic`.
 #[tokio::test]
 async fn basic() {
     if !is_root() {
@@ -67,6 +69,7 @@ async fn basic() {
     lab.stop().await;
 }
 
+/// `StatActive` and `StatComitted`.
 #[tokio::test]
 async fn stat_active_and_committed() {
     let mut lab = Lab::start().await;
@@ -81,6 +84,7 @@ async fn stat_active_and_committed() {
     lab.stop().await;
 }
 
+/// `TransitivityTest`.
 #[tokio::test]
 async fn transitivity() {
     let mut lab = Lab::start().await;
@@ -95,6 +99,7 @@ async fn transitivity() {
     lab.stop().await;
 }
 
+/// `PreareViewFailingtest`.
 #[tokio::test]
 async fn prepare_view_failing() {
     let mut lab = Lab::start().await;
@@ -114,6 +119,7 @@ async fn prepare_view_failing() {
     lab.stop().await;
 }
 
+/// `Update`.
 #[tokio::test]
 async fn update() {
     let mut lab = Lab::start().await;
@@ -138,6 +144,7 @@ async fn update() {
     lab.stop().await;
 }
 
+/// `Remove`.
 #[tokio::test]
 async fn remove() {
     let mut lab = Lab::start().await;
@@ -161,6 +168,7 @@ async fn remove() {
     lab.stop().await;
 }
 
+/// `Walk`.
 #[tokio::test]
 async fn walk() {
     let mut lab = Lab::start().await;
@@ -187,6 +195,7 @@ async fn walk() {
     lab.stop().await;
 }
 
+/// `StatInWalk`.
 #[tokio::test]
 async fn stat_in_walk_and_batches_of_a_hundred() {
     let mut lab = Lab::start().await;
@@ -201,6 +210,7 @@ async fn stat_in_walk_and_batches_of_a_hundred() {
     lab.stop().await;
 }
 
+/// `LayerFileupdate`.
 #[tokio::test]
 async fn layer_file_update() {
     if !is_root() {
@@ -220,9 +230,9 @@ async fn layer_file_update() {
     lab.stop().await;
 }
 
+/// `RemoveDirectoryInLowerLayer` and `DeletedFilesInChildSnapshot`.
 #[tokio::test]
 async fn removals_in_lower_layers() {
-    // RemoveDirectoryInLowerLayer and DeletedFilesInChildSnapshot.
     if !is_root() {
         return;
     }
@@ -247,9 +257,9 @@ async fn removals_in_lower_layers() {
     lab.stop().await;
 }
 
+/// `Chown` and `DirectoryPermissionOnCommit`.
 #[tokio::test]
 async fn owners_and_modes() {
-    // Chown and DirectoryPermissionOnCommit.
     if !is_root() {
         return;
     }
@@ -274,6 +284,7 @@ async fn owners_and_modes() {
     lab.stop().await;
 }
 
+/// `RemoveIntermediateSnapshot`.
 #[tokio::test]
 async fn remove_intermediate_snapshot() {
     if !is_root() {
@@ -295,9 +306,9 @@ async fn remove_intermediate_snapshot() {
     lab.stop().await;
 }
 
+/// `MoveFileFromLowerLayer` and `Rename`.
 #[tokio::test]
 async fn move_and_rename() {
-    // MoveFileFromLowerLayer and Rename.
     if !is_root() {
         return;
     }
@@ -322,6 +333,7 @@ async fn move_and_rename() {
     lab.stop().await;
 }
 
+/// `ViewReadonly`.
 #[tokio::test]
 async fn view_readonly() {
     if !is_root() {
@@ -337,6 +349,7 @@ async fn view_readonly() {
     lab.stop().await;
 }
 
+/// `RootPermission`.
 #[tokio::test]
 async fn root_permission() {
     if !is_root() {
@@ -350,6 +363,7 @@ async fn root_permission() {
     lab.stop().await;
 }
 
+/// `128LayersMount`.
 #[tokio::test]
 async fn mount_of_128_layers() {
     if !is_root() {
@@ -370,7 +384,7 @@ async fn mount_of_128_layers() {
     let mut mounts = lab.client.prepare("top", &parent).await.unwrap();
     // One page of options is all that mount(2) takes. containerd changes into the common directory first;
     // so does this test.
-    let snapshots = fs::canonicalize(lab.root().join("snapshotter/snapshots")).unwrap();
+    let snapshots = fs::canonicalize(lab.root().join("snapshots")).unwrap();
     let prefix = format!("{}/", snapshots.display());
     for option in &mut mounts[0].options {
         *option = option.replace(&prefix, "");

@@ -2,9 +2,12 @@
 
 use std::io::IsTerminal;
 use std::str::FromStr;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Registry;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::json::JsonFormat;
@@ -29,22 +32,34 @@ impl LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum LogsError {
     /// The level is not one that we know.
-    #[error("unknown log level {0:?}: use error, warn, info, debug or trace")]
+    #[error("unknown log level {0:?}: use trace, debug, info, warn, error, fatal or panic")]
     Level(String),
+    /// There is no log in this process whose level could be set.
+    #[error("the log of this process is not set up")]
+    None,
     /// A log was set up before in this process.
     #[error("the log of this process is already set up")]
     Twice,
 }
 
+/// The level as it was said, and the way to change it.
+struct Current {
+    level: Mutex<String>,
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+static CURRENT: OnceLock<Current> = OnceLock::new();
+
 /// Sends the records of this process to standard error.
 ///
-/// `level` is a word of logrus (`warning`, `fatal`, `panic` too) or of tracing, or a filter of
+/// `level` is a word of logrus (`warning`, `fatal`, `panic` too, in letters of any size) or of tracing, or a filter of
 /// `tracing-subscriber` (`info,swarm=debug`). Dependencies stay quiet below `warn`, unless named.
 ///
 /// # Errors
 /// [`LogsError::Level`] for a word that is neither, [`LogsError::Twice`] on a second call.
 pub fn init_logs(level: &str, format: LogFormat) -> Result<(), LogsError> {
-    let registry = tracing_subscriber::registry().with(filter(level)?);
+    let (filter, handle) = reload::Layer::new(filter(level)?);
+    let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Json => {
             let layer =
@@ -57,7 +72,28 @@ pub fn init_logs(level: &str, format: LogFormat) -> Result<(), LogsError> {
             registry.with(layer.with_writer(std::io::stderr)).try_init()
         }
     }
-    .map_err(|_| LogsError::Twice)
+    .map_err(|_| LogsError::Twice)?;
+    let _first = CURRENT.set(Current { level: Mutex::new(level.to_owned()), handle });
+    Ok(())
+}
+
+/// The level that was set last; empty if there is no log.
+pub fn log_level() -> String {
+    CURRENT.get().map_or_else(String::new, |current| {
+        current.level.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    })
+}
+
+/// Changes what is logged from now on. `level` is as for [`init_logs`].
+///
+/// # Errors
+/// [`LogsError::Level`] for a word that is none, [`LogsError::None`] before [`init_logs`].
+pub fn set_log_level(level: &str) -> Result<(), LogsError> {
+    let filter = filter(level)?;
+    let current = CURRENT.get().ok_or(LogsError::None)?;
+    current.handle.reload(filter).map_err(|_| LogsError::None)?;
+    level.clone_into(&mut current.level.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(())
 }
 
 /// Whether [`init_logs`] would take `level`.
@@ -69,7 +105,7 @@ pub fn check_level(level: &str) -> Result<(), LogsError> {
 }
 
 /// The crates whose records `level` is meant for.
-const OURS: [&str; 13] = [
+const OURS: [&str; 14] = [
     "pantala",
     "content",
     "telemetry",
@@ -83,14 +119,17 @@ const OURS: [&str; 13] = [
     "snapshotter",
     "proxy",
     "convert",
+    "containerd",
 ];
 
 fn filter(level: &str) -> Result<EnvFilter, LogsError> {
     let unknown = || LogsError::Level(level.chars().take(60).collect());
-    let word = match level {
+    let lower = level.to_ascii_lowercase();
+    let word = match lower.as_str() {
         "warning" => "warn",
         "fatal" | "panic" => "error",
-        other => other,
+        word if tracing::Level::from_str(word).is_ok() => word,
+        _ => level,
     };
     if tracing::Level::from_str(word).is_ok() {
         let ours = OURS.map(|name| format!("{name}={word}")).join(",");
@@ -108,7 +147,7 @@ mod tests {
 
     #[test]
     fn words_of_logrus_and_filters_are_taken() {
-        for level in ["info", "warning", "fatal", "debug", "info,swarm=debug"] {
+        for level in ["info", "warning", "fatal", "debug", "INFO", "Warning", "trace", "info,swarm=debug"] {
             assert!(filter(level).is_ok(), "{level}");
         }
     }

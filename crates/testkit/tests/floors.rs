@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["content", "proto", "telemetry"],
     &["identity", "estargz", "erofs"],
-    &["store", "registry"],
+    &["store", "registry", "containerd"],
     &["swarm", "scheduler", "lazyfs"],
-    &["snapshotter", "proxy", "convert"],
+    &["snapshotter", "proxy", "convert", "rehearsal"],
     &["pantala"],
 ];
 

@@ -1,6 +1,7 @@
 //! Whether a layer can be mounted lazily already. What the manifest promises is held against the blob's own
 //! end, so that no layer is kept that a mount would refuse.
 
+use content::Digest;
 use estargz::{BlobKind, Format, Landmark, TOC_DIGEST_ANNOTATION, TailState, Toc, TocLimits, TocPlace};
 use registry::Descriptor;
 
@@ -61,6 +62,19 @@ pub(super) async fn probe(
         TailState::External { .. } => Some(Lazy { kind: BlobKind::External, landmark: false }),
         TailState::NeedMore { .. } => None,
     })
+}
+
+/// The pinned digest of the TOC that `layer` has in itself, if it can be mounted with that alone.
+pub(crate) async fn mountable_toc(
+    source: &dyn ImageSource,
+    layer: &Descriptor,
+) -> Result<Option<Digest>, ConvertError> {
+    let Some(pinned) = layer.annotation(TOC_DIGEST_ANNOTATION).and_then(|text| text.parse().ok()) else {
+        return Ok(None);
+    };
+    let lazy = probe(source, layer).await?;
+    let inside = |lazy: &Lazy| matches!(lazy.kind, BlobKind::Estargz | BlobKind::ZstdChunked);
+    Ok(lazy.filter(inside).map(|_| pinned))
 }
 
 /// Whether the TOC has a landmark behind files that come first.

@@ -28,9 +28,11 @@ use super::{Containerd, ImageSource, ImageTarget, Place, PlaceError};
 
 mod api;
 mod ingest;
+mod shelf;
 mod target;
 
 use api::Api;
+pub(crate) use shelf::{ContainerdShelf, Prepared};
 
 /// Bytes of one read of a stretch.
 const WINDOW: u64 = 1 << 20;

@@ -16,6 +16,8 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
+use crate::mountpoint::{mount_table, unescape};
+
 /// How the mount table names our mounts.
 const FS_TYPE: &str = "fuse.pantala";
 /// KiB that the kernel reads ahead of a reader: the most that one request can carry. Through the protocol it
@@ -80,14 +82,14 @@ pub(super) fn shown_at(path: &Path) -> io::Result<Option<u32>> {
         (Some(parent), Some(name)) => parent.canonicalize()?.join(name),
         _ => path.to_owned(),
     };
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let table = mount_table()?;
     // Several may lie on one another: the last one is seen.
     Ok(table.lines().rev().filter_map(Line::parse).find(|line| line.point == path).and_then(Line::ours))
 }
 
 /// The minor parts of the device numbers of all our mounts.
 pub(super) fn all_shown() -> io::Result<HashSet<u32>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let table = mount_table()?;
     Ok(table.lines().filter_map(Line::parse).filter_map(Line::ours).collect())
 }
 
@@ -103,7 +105,7 @@ impl<'a> Line<'a> {
         let (place, system) = line.split_once(" - ")?;
         let mut fields = place.split(' ').skip(2);
         let device = fields.next()?;
-        let point = PathBuf::from(unescape(fields.nth(1)?));
+        let point = unescape(fields.nth(1)?);
         Some(Self { device, point, kind: system.split(' ').next()? })
     }
 
@@ -111,13 +113,6 @@ impl<'a> Line<'a> {
         let minor = self.device.strip_prefix("0:")?;
         (self.kind == FS_TYPE).then(|| minor.parse().ok()).flatten()
     }
-}
-
-/// The mount table writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use content::Urgency;
-use estargz::{Kind, Toc};
+use estargz::Kind;
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -51,9 +52,7 @@ const WANTED: u64 = init::ASYNC_READ
 pub(super) struct Session {
     device: OwnedFd,
     layer: Arc<Layer>,
-    toc: Arc<Toc>,
     opaque: OpaqueXattr,
-    has_xattrs: bool,
     /// What is asked of the kernel, if it offers it.
     wanted: u64,
     state: State,
@@ -139,15 +138,13 @@ impl Session {
         options: &MountOptions,
         started: Option<bool>,
     ) -> Result<Arc<Self>, LayerError> {
-        let toc = layer.toc()?;
+        let toc = layer.core().tree_for_now()?;
         let tree = Tree::new(&toc, options.opaque_xattr);
-        let has_xattrs = tree.has_xattrs();
         // Only where there are some: the kernel would ask for those of every file.
-        let wanted = if has_xattrs && tree.has_acls() { WANTED | init::POSIX_ACL } else { WANTED };
+        let wanted = if tree.has_acls() { WANTED | init::POSIX_ACL } else { WANTED };
         Ok(Arc::new(Self {
             device,
             opaque: options.opaque_xattr,
-            has_xattrs,
             wanted,
             state: State::new(options.layer_digest.unwrap_or(layer.layer_digest())),
             runtime: Handle::current(),
@@ -158,7 +155,6 @@ impl Session {
             resends: AtomicBool::new(false),
             left: AtomicBool::new(false),
             layer,
-            toc,
         }))
     }
 
@@ -229,56 +225,65 @@ impl Session {
             }
         };
         let reply = || self.reply(request.unique);
-        let node = request.node;
         match request.operation {
             Operation::Init { major, minor, max_readahead, flags } => {
                 self.resends.store(flags & init::HAS_RESEND != 0, Ordering::Release);
                 self.init(reply(), major, minor, max_readahead, flags);
             }
-            Operation::Lookup { name } => self.lookup(reply(), node, name),
             // Nodes are numbers of a table that lives as long as the mount.
             Operation::Forget | Operation::Destroy => {}
-            Operation::GetAttr => self.getattr(reply(), node),
-            Operation::ReadLink => match self.tree().plain(node).and_then(|inode| inode.link_target()) {
-                Some(target) => reply().data(target),
-                None => reply().error(Errno::INVAL),
-            },
-            Operation::Read { offset, size } => self.read(reply(), node, offset, size),
-            Operation::ReadDir { offset, size, plus } => match self.listing(node, offset, size, plus) {
-                Some(listing) => reply().data(&listing),
-                None => reply().error(Errno::NOTDIR),
-            },
-            // "Not implemented" is remembered by the kernel: it does not ask again for this mount.
-            Operation::GetXattr { .. } if !self.has_xattrs => reply().error(Errno::NOSYS),
-            Operation::GetXattr { name, size } => {
-                match self.tree().xattrs(node).find(|(have, _)| *have == name) {
-                    Some((_, value)) => sized(reply(), value, size),
-                    None => reply().error(Errno::NODATA),
-                }
-            }
-            Operation::ListXattr { size } => {
-                let names = self.tree().xattrs(node).flat_map(|(name, _)| name.iter().copied().chain([0]));
-                sized(reply(), &names.collect::<Vec<u8>>(), size);
-            }
-            Operation::StatFs => {
-                let toc = &self.toc;
-                let mut payload = Payload::default();
-                payload.statfs(toc.file_bytes(), u64::from(toc.inode_count()));
-                reply().data(&payload.finish());
-            }
             Operation::Interrupt { unique } => self.interrupt(request.unique, unique),
             Operation::Modify => reply().error(Errno::ROFS),
             Operation::Release => reply().data(&[]),
             Operation::Unsupported => reply().error(Errno::NOSYS),
+            asked => match self.layer.core().tree_for_now() {
+                Ok(toc) => self.answer(reply(), Tree::new(&toc, self.opaque), request.node, &asked),
+                Err(error) => {
+                    tracing::error!(layer = %self.layer.layer_digest(), %error, "a mount cannot be answered");
+                    reply().error(Errno::IO);
+                }
+            },
+        }
+    }
+
+    /// Answers what is asked of the tree, or starts what will.
+    fn answer(self: &Arc<Self>, reply: Reply, tree: Tree<'_>, node: u64, asked: &Operation<'_>) {
+        match *asked {
+            Operation::Lookup { name } => self.lookup(reply, tree, node, name),
+            Operation::GetAttr => self.getattr(reply, tree, node),
+            Operation::ReadLink => match tree.plain(node).and_then(|inode| inode.link_target()) {
+                Some(target) => reply.data(target),
+                None => reply.error(Errno::INVAL),
+            },
+            Operation::Read { offset, size } => self.read(reply, tree, node, offset, size),
+            Operation::ReadDir { offset, size, plus } => {
+                let began = Instant::now();
+                match self.listing(tree, node, offset, size, plus) {
+                    Some(listing) => reply.data(&listing),
+                    None => reply.error(Errno::NOTDIR),
+                }
+                self.layer.numbers().readdir.observe(began.elapsed());
+            }
+            Operation::GetXattr { name, size } => match tree.xattrs(node).find(|(have, _)| *have == name) {
+                Some((_, value)) => sized(reply, value, size),
+                None => reply.error(Errno::NODATA),
+            },
+            Operation::ListXattr { size } => {
+                let names = tree.xattrs(node).flat_map(|(name, _)| name.iter().copied().chain([0]));
+                sized(reply, &names.collect::<Vec<u8>>(), size);
+            }
+            Operation::StatFs => {
+                let mut payload = Payload::default();
+                payload.statfs(tree.file_bytes(), u64::from(tree.inode_count()));
+                reply.data(&payload.finish());
+            }
+            // Answered before.
+            _ => reply.error(Errno::NOSYS),
         }
     }
 
     fn reply(self: &Arc<Self>, unique: u64) -> Reply {
         Reply { session: Arc::clone(self), unique, answered: false }
-    }
-
-    fn tree(&self) -> Tree<'_> {
-        Tree::new(&self.toc, self.opaque)
     }
 
     fn init(&self, reply: Reply, major: u32, minor: u32, max_readahead: u32, flags: u64) {
@@ -304,40 +309,40 @@ impl Session {
     }
 
     /// Attributes of a node, and how long they hold.
-    fn attr(&self, node: u64) -> Option<(Attr, Validity)> {
+    fn attr(&self, tree: Tree<'_>, node: u64) -> Option<(Attr, Validity)> {
         match node {
             state::DIRECTORY => Some((State::directory_attr(), Validity::FOREVER)),
             state::FILE => Some((self.state.file_attr(&self.layer.status()), Validity::NOT)),
-            _ => Some((self.tree().attr(node)?, Validity::FOREVER)),
+            _ => Some((tree.attr(node)?, Validity::FOREVER)),
         }
     }
 
-    fn find(&self, parent: u64, name: &[u8]) -> Option<u64> {
+    fn find(&self, tree: Tree<'_>, parent: u64, name: &[u8]) -> Option<u64> {
         match parent {
             // Of any node, not of directories only: this is how a file handle is opened again.
-            _ if name == b"." => self.attr(parent).map(|_| parent),
+            _ if name == b"." => self.attr(tree, parent).map(|_| parent),
             state::DIRECTORY if name == self.state.name() => Some(state::FILE),
             state::DIRECTORY if name == b".." => Some(abi::ROOT),
-            _ => self.tree().lookup(parent, name).or_else(|| {
+            _ => tree.lookup(parent, name).or_else(|| {
                 (parent == abi::ROOT && name == state::DIRECTORY_NAME).then_some(state::DIRECTORY)
             }),
         }
     }
 
-    fn lookup(&self, reply: Reply, parent: u64, name: &[u8]) {
+    fn lookup(&self, reply: Reply, tree: Tree<'_>, parent: u64, name: &[u8]) {
         if name.len() > LONGEST_NAME {
             return reply.error(Errno::NAMETOOLONG);
         }
         let mut payload = Payload::with_capacity(128);
-        match self.find(parent, name).and_then(|node| self.attr(node)) {
+        match self.find(tree, parent, name).and_then(|node| self.attr(tree, node)) {
             Some((attr, validity)) => payload.entry(&attr, validity, validity),
             None => payload.no_entry(),
         };
         reply.data(&payload.finish());
     }
 
-    fn getattr(&self, reply: Reply, node: u64) {
-        let Some((attr, validity)) = self.attr(node) else {
+    fn getattr(&self, reply: Reply, tree: Tree<'_>, node: u64) {
+        let Some((attr, validity)) = self.attr(tree, node) else {
             return reply.error(Errno::NOENT);
         };
         let mut payload = Payload::with_capacity(104);
@@ -346,14 +351,14 @@ impl Session {
     }
 
     /// As many entries of a directory as fit into `size` bytes.
-    fn listing(&self, node: u64, offset: u64, size: u32, plus: bool) -> Option<Vec<u8>> {
+    fn listing(&self, tree: Tree<'_>, node: u64, offset: u64, size: u32, plus: bool) -> Option<Vec<u8>> {
         let room = size as usize;
         let mut payload = Payload::with_capacity(room.min(64 * 1024));
         let mut add = |node: u64, next: u64, name: &[u8], known: bool| {
             if payload.len() + abi::dirent_len(name, plus) > room {
                 return false;
             }
-            let Some((attr, validity)) = self.attr(node) else { return true };
+            let Some((attr, validity)) = self.attr(tree, node) else { return true };
             if plus && known {
                 payload.entry(&attr, validity, validity);
             } else if plus {
@@ -363,7 +368,7 @@ impl Session {
             true
         };
         // Places 1 and 2 are those after `.` and `..`; what follows is numbered by the tree from there.
-        let parent = if node == state::DIRECTORY { abi::ROOT } else { self.tree().parent(node) };
+        let parent = if node == state::DIRECTORY { abi::ROOT } else { tree.parent(node) };
         let dots = [(node, 1, &b"."[..]), (parent, 2, b"..")];
         let mut fits = true;
         if node == state::DIRECTORY {
@@ -373,7 +378,7 @@ impl Session {
             }
             return Some(payload.finish());
         }
-        let entries = self.tree().entries(node, offset.saturating_sub(2))?;
+        let entries = tree.entries(node, offset.saturating_sub(2))?;
         for (node, next, name) in dots {
             fits = fits && (next <= offset || add(node, next, name, false));
         }
@@ -387,20 +392,24 @@ impl Session {
         Some(payload.finish())
     }
 
-    fn read(self: &Arc<Self>, reply: Reply, node: u64, offset: u64, size: u32) {
+    fn read(self: &Arc<Self>, reply: Reply, tree: Tree<'_>, node: u64, offset: u64, size: u32) {
         if node == state::FILE {
             return reply.data(&self.state.read(offset, size));
         }
-        let Some(file) = self.tree().plain(node).filter(|inode| inode.kind() == Kind::Regular) else {
+        let Some(file) = tree.plain(node).filter(|inode| inode.kind() == Kind::Regular) else {
             return reply.error(Errno::INVAL);
         };
         let Some(place) = self.layer.core().place(&file, offset, size) else {
             return reply.data(&[]);
         };
+        let began = Instant::now();
         self.layer.core().touch(&place, Urgency::Blocking);
         let mut buffer = Buffer::take(place.len());
         if self.layer.core().read_present(&place, &mut buffer.0) {
-            return reply.data(&buffer.0);
+            reply.data(&buffer.0);
+            let numbers = self.layer.numbers();
+            numbers.hit(began, buffer.0.len() as u64);
+            return;
         }
         drop(buffer);
         let Some(permit) = self.permit() else { return };
@@ -416,7 +425,10 @@ impl Session {
                 };
                 session.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&unique);
                 match outcome {
-                    Some(Ok(bytes)) => reply.data(&bytes),
+                    Some(Ok(bytes)) => {
+                        reply.data(&bytes);
+                        session.layer.numbers().served(began, bytes.len() as u64);
+                    }
                     // The layer has said why.
                     Some(Err(_)) => reply.error(Errno::IO),
                     None => reply.error(Errno::INTR),

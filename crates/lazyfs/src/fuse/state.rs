@@ -91,22 +91,22 @@ impl State {
     }
 }
 
-fn text(digest: Digest, status: &LayerStatus) -> Vec<u8> {
+/// What the file says of a layer that is known by `digest`.
+pub(crate) fn json(digest: Digest, status: &LayerStatus) -> Vec<u8> {
     let share =
         if status.complete || status.size == 0 { 1.0 } else { status.fetched as f64 / status.size as f64 };
-    // The blob's bytes are not kept, so their number is told by proportion.
-    let fetched_size =
-        u128::from(status.blob_len) * u128::from(status.fetched) / u128::from(status.size.max(1));
-    let fetched_size =
-        if status.complete { status.blob_len } else { u64::try_from(fetched_size).unwrap_or(0) };
     let text = Text {
         error: &status.error,
         digest,
         size: status.blob_len,
-        fetched_size,
+        fetched_size: status.blob_fetched(),
         fetched_percent: share * 100.0,
     };
-    let mut text = serde_json::to_vec(&text).unwrap_or_default();
+    serde_json::to_vec(&text).unwrap_or_default()
+}
+
+fn text(digest: Digest, status: &LayerStatus) -> Vec<u8> {
+    let mut text = json(digest, status);
     let padded = (text.len() + 1).next_multiple_of(PADDED);
     text.resize(padded - 1, b' ');
     text.push(b'\n');

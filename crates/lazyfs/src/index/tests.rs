@@ -109,6 +109,11 @@ fn assert_same(index: &Index, toc: &Toc) {
     assert_eq!(index.chunk(toc.chunk_count()), None);
     assert_eq!(index.start(u32::MAX), None);
     assert_eq!(index.chunk_at(index.data_len()), None);
+    // Kept for who asks again in a moment, and then not any more.
+    drop(index.tree_for_now().unwrap());
+    assert!(!index.give_up_idle() && index.tree_in_memory().is_some());
+    assert!(index.give_up_idle() && index.tree_in_memory().is_none());
+    assert!(!index.give_up_idle());
     let tree = index.tree().unwrap();
     assert_eq!(tree.inode_count(), toc.inode_count());
     for (ours, theirs) in tree.inodes().zip(toc.inodes()) {

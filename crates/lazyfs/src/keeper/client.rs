@@ -11,8 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
 
 use super::Keep;
+use super::apart;
+use super::store::Manager;
 use super::talk::{Launch, Talk};
 use super::wire::{Name, Request, Role, Status};
 
@@ -232,5 +235,13 @@ impl Keep for Keeper {
         self.inner.with(|talk| talk.forget(&name))?;
         self.inner.state().forgotten.remove(&name);
         Ok(())
+    }
+
+    fn outlives_all(&self) -> Result<(), String> {
+        let keeper = self.status().map_err(|error| format!("the keeper does not answer: {error}"))?.pid;
+        let supervisor = std::env::var(super::WORKER).ok().and_then(|text| Pid::from_raw(text.parse().ok()?));
+        let apart = apart::stands_apart(keeper, supervisor.unwrap_or_else(rustix::process::getpid));
+        let Err(shared) = apart else { return Ok(()) };
+        Manager::of_environment().stores().map_err(|lacking| format!("{shared}, and {lacking}"))
     }
 }

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+use rustix::process::{Pid, PidfdFlags};
 
 use super::refuse::{Refusing, needless};
 use super::socket::{self, LOCK, SOCKET};
 use super::store::Manager;
 use super::sys;
 use super::wire::{Name, Reply, Request, Role, Status};
+use crate::limits::open_files;
 
 /// How many descriptors are kept at most.
 pub const MOST_KEPT: usize = 65_536;
@@ -138,12 +139,7 @@ pub fn serve(options: ServeOptions) -> io::Result<()> {
 
 /// How many descriptors can be kept: as many as the system lets us have.
 fn room() -> usize {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let current = match rustix::process::setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    };
+    let (current, _) = open_files(MOST_KEPT.saturating_add(SPARE) as u64);
     let most = current.map_or(MOST_KEPT, |most| usize::try_from(most).unwrap_or(MOST_KEPT));
     most.saturating_sub(SPARE).min(MOST_KEPT)
 }
@@ -355,6 +351,11 @@ impl Server {
         }
         if role == Role::Mirror {
             client.untold = self.kept.keys().cloned().map(Change::Kept).collect();
+            self.manager.speak_for(client.pid);
+            // A service manager may have given up what it had when the service was stopped; what it has it knows.
+            for (name, descriptor) in &self.kept {
+                self.manager.store(name, descriptor.as_fd());
+            }
         }
         client.role = Some(role);
         Reply::Done

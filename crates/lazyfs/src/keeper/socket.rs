@@ -9,8 +9,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred,
 };
+use rustix::process::Pid;
 
 use super::wire::LONGEST;
 
@@ -67,11 +68,11 @@ pub fn connect(root: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Refuses a peer that is neither of our user nor root: what is kept is root's power over every container.
-pub fn check_peer(socket: &OwnedFd) -> io::Result<Option<rustix::process::Pid>> {
+pub fn check_peer(socket: &OwnedFd) -> io::Result<Option<Pid>> {
     let peer = rustix::net::sockopt::socket_peercred(socket)?;
     if peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
         // A process that cannot be seen from here has the number 0.
-        Ok(rustix::process::Pid::from_raw(rustix::process::Pid::as_raw(Some(peer.pid))))
+        Ok(Pid::from_raw(Pid::as_raw(Some(peer.pid))))
     } else {
         Err(io::Error::new(io::ErrorKind::PermissionDenied, "the peer belongs to another user"))
     }
@@ -94,6 +95,32 @@ pub fn send(
     flags.set(SendFlags::DONTWAIT, !wait);
     let sent = rustix::io::retry_on_intr(|| {
         rustix::net::sendmsg(socket.as_fd(), &[IoSlice::new(bytes)], &mut control, flags)
+    })?;
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::MSGSIZE.into()) }
+}
+
+/// Sends a message to a service manager, in the name of `process` if one is given: it must live, and the sender must be
+/// root. Waits if the other side is busy.
+pub fn send_as(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptor: Option<BorrowedFd<'_>>,
+    process: Option<Pid>,
+) -> io::Result<()> {
+    let carried: Vec<_> = descriptor.into_iter().collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let name = process.map(|pid| {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid })
+    });
+    let fits = (carried.is_empty() || control.push(SendAncillaryMessage::ScmRights(&carried)))
+        && name.is_none_or(|name| control.push(name));
+    if !fits {
+        return Err(Errno::NOBUFS.into());
+    }
+    let sent = rustix::io::retry_on_intr(|| {
+        rustix::net::sendmsg(socket.as_fd(), &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
     })?;
     if sent == bytes.len() { Ok(()) } else { Err(Errno::MSGSIZE.into()) }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::WORKER;
+use super::listen::{self, is_listening};
 use super::store::{Manager, given_back};
 use super::sys;
 use super::talk::{Launch, Talk};
@@ -23,11 +24,9 @@ use super::wire::{Name, Reply, Role};
 
 /// How long a worker may take to hand over.
 const HAND_OVER: Duration = Duration::from_secs(3);
-/// A worker that lived as long as this is started again without waiting.
-const HEALTHY: Duration = Duration::from_secs(10);
-/// The first wait before a worker that keeps dying is started again, and the longest: containers wait as long, and a
-/// start twice a second is bearable.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
+/// The least time between two starts of the worker. Containers wait for it, and one that dies again and again shall leave
+/// the machine to others: four starts a second take a quarter of a processor.
+const APART: Duration = Duration::from_millis(250);
 /// Between two tries to start a worker that the system does not let us start.
 const NO_START: Duration = Duration::from_secs(5);
 /// Between two looks for a keeper: the first, and the longest.
@@ -181,7 +180,11 @@ enum Going {
 pub fn supervise(options: &SuperviseOptions) -> io::Result<u8> {
     let mut mirror = Mirror::default();
     // Before anything is opened: what was passed is known by its numbers.
-    mirror.kept.extend(given_back());
+    let (passed, kept): (Vec<_>, Vec<_>) = given_back().into_iter().partition(|(_, fd)| is_listening(fd));
+    mirror.kept.extend(kept);
+    // Not for the keeper: the service manager has them too, and they keep nobody's bytes.
+    let mut sockets = listen::of_predecessor();
+    sockets.extend(passed);
     let signals = sys::signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD])?;
     let manager = Manager::of_environment();
     if !mirror.kept.is_empty() {
@@ -190,9 +193,8 @@ pub fn supervise(options: &SuperviseOptions) -> io::Result<u8> {
     manager.tell(&format!("MAINPID={}", std::process::id()));
     // Before the worker: it asks the keeper once.
     mirror.follow(options);
-    let mut worker = Some(start(options)?);
+    let mut worker = Some(start(options, &sockets)?);
     let mut going = Going::On;
-    let mut back_off = Duration::ZERO;
     let mut start_at = None;
     loop {
         wait(&signals, &mirror, [start_at, deadline(going)]);
@@ -240,22 +242,21 @@ pub fn supervise(options: &SuperviseOptions) -> io::Result<u8> {
                     return Ok(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)));
                 }
                 (Going::On, Ended::Killed(signal)) => {
-                    let pause = if lived >= HEALTHY { Duration::ZERO } else { back_off };
-                    back_off = (pause * 2).clamp(BACK_OFF.0, BACK_OFF.1);
+                    let pause = APART.saturating_sub(lived);
                     tracing::error!(signal, after = ?lived, in_ms = pause.as_millis(), "the worker died: it is started again");
                     start_at = Some(Instant::now() + pause);
                 }
             }
         }
         if matches!(going, Going::Over(_)) && worker.is_none() {
-            again(options);
+            again(options, &sockets);
             // That failed: on with what we have.
             going = Going::On;
             start_at = Some(Instant::now());
         }
         if worker.is_none() && start_at.is_some_and(|at| at <= Instant::now()) {
             start_at = None;
-            match start(options) {
+            match start(options, &sockets) {
                 Ok(started) => worker = Some(started),
                 Err(error) => {
                     tracing::error!(%error, "the worker cannot be started");
@@ -290,7 +291,7 @@ fn wait(signals: &OwnedFd, mirror: &Mirror, times: [Option<Instant>; 2]) {
     let _ = poll(&mut fds, timeout.as_ref());
 }
 
-fn start(options: &SuperviseOptions) -> io::Result<Worker> {
+fn start(options: &SuperviseOptions, sockets: &[(Name, OwnedFd)]) -> io::Result<Worker> {
     // Ourselves, whatever lies at our path by now: supervisor and worker are of one version.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(&options.program).args(&options.arguments);
@@ -298,7 +299,7 @@ fn start(options: &SuperviseOptions) -> io::Result<Worker> {
     command.envs(options.environment.iter().filter(|(name, _)| std::env::var_os(name).is_none()).copied());
     without_passed(&mut command);
     sys::dies_with_us(&mut command);
-    let child = command.spawn()?;
+    let child = listen::pass(sockets, &mut command, Command::spawn)?;
     let pid = Pid::from_child(&child);
     // It is waited for with all others: as the first process of a container this one buries everybody.
     drop(child);
@@ -344,9 +345,9 @@ fn is_sound(program: &Path) -> bool {
 }
 
 /// Becomes the program that lies at our path now. Returns if that fails.
-fn again(options: &SuperviseOptions) {
+fn again(options: &SuperviseOptions, sockets: &[(Name, OwnedFd)]) {
     let mut command = Command::new(&options.program);
     without_passed(&mut command);
-    let error = command.args(&options.arguments).exec();
+    let error = listen::pass(sockets, command.args(&options.arguments), CommandExt::exec);
     tracing::error!(program = %options.program.display(), %error, "no upgrade: the program cannot be run");
 }

@@ -119,6 +119,19 @@ pub fn passed(count: usize) -> Vec<OwnedFd> {
         .collect()
 }
 
+/// Takes a descriptor that this process inherited under `number`. To be called once for each, with numbers that whoever
+/// started this process told it.
+pub fn inherited(number: RawFd) -> Option<OwnedFd> {
+    // Not the three that belong to everybody.
+    if number < 3 {
+        return None;
+    }
+    // SAFETY: `fcntl` looks at any number; an open one is marked to be closed on exec.
+    let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+    // SAFETY: it is open, and it was opened for us before this program began, so nobody else here owns it.
+    open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Ends a process.
 pub fn kill(pid: Pid, signal: Signal) {
     // It may be gone already.

@@ -44,8 +44,12 @@ impl Launch {
     pub(super) fn start(&self, root: &Path) -> io::Result<()> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
-        for name in [super::WORKER, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+        for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             command.env_remove(name);
+        }
+        if std::env::var_os(super::WORKER).is_none() {
+            // In whose name it talks to the service manager.
+            command.env(super::WORKER, std::process::id().to_string());
         }
         if std::env::var_os("JOURNAL_STREAM").is_none() || std::env::var_os("NOTIFY_SOCKET").is_none() {
             let log = File::options().create(true).append(true).open(root.join("keeper.log"))?;

@@ -6,9 +6,11 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use content::{ByteRange, ReadError, ReadErrorKind, Urgency};
 
+use super::fetch::late_by;
 use super::{Core, PoisonError};
 use crate::reserve::Lease;
 
@@ -54,6 +56,7 @@ impl Core {
     /// Notes that a reader wants `range` of the data file: for the numbers, and for the readahead. Inside a runtime.
     pub(crate) fn touch_range(self: &Arc<Self>, range: ByteRange) {
         let Some(chunks) = self.chunks_of(range) else { return };
+        self.record(chunks.clone());
         for number in chunks.clone() {
             if self.touched.set(number as usize)
                 && let Some(chunk) = self.index.chunk(number)
@@ -88,16 +91,18 @@ impl Core {
     ) -> Result<Vec<Lease>, ReadError> {
         let deadline = self.engine.options.read_deadline;
         let range = range.intersect(&ByteRange::new(0, self.index.data_len()));
+        let (chunks, began) = (self.chunks_of(range).unwrap_or(0..0), Instant::now());
+        if urgency == Urgency::Blocking && self.is_late(&chunks) {
+            return Err(late_by(deadline));
+        }
         let waiting = (urgency == Urgency::Blocking).then(|| self.engine.reader_waits());
         let filled = match tokio::time::timeout(deadline, self.fill_in_steps(range, urgency)).await {
             Ok(filled) => filled,
-            Err(_) => Err(ReadError::local(
-                ReadErrorKind::Unavailable,
-                format!("no source answered within {} s", deadline.as_secs()),
-            )),
+            Err(_) => Err(late_by(deadline)),
         };
         drop(waiting);
         let leases = filled.inspect_err(|error| {
+            self.note_late(chunks, began);
             let file = self.path_at(range.start).unwrap_or_default();
             self.complain(
                 &format!("bytes {range} of the data file, in {file}"),

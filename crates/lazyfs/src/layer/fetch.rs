@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use content::{ByteRange, ByteStream, Fault, ReadError, ReadErrorKind, Urgency};
@@ -132,6 +132,7 @@ impl Core {
     ) -> Result<(), ReadError> {
         let jobs = jobs(run, first, open);
         let mut pool = JoinSet::new();
+        let began = Instant::now();
         let read = if run.urgency == Urgency::Blocking {
             self.read_at_once(run, attempt, jobs, &mut pool).await
         } else {
@@ -141,6 +142,13 @@ impl Core {
             Ok((source, read)) => (Some(source), read),
             Err(error) => (None, Err(error)),
         };
+        if read.is_ok() {
+            self.numbers.get.observe(began.elapsed());
+            self.numbers.heard();
+        }
+        if run.urgency != Urgency::Blocking {
+            self.numbers.arrived_for_nobody();
+        }
         // Everything is with the inflaters, which have places of their own: the next may go to the source.
         drop(permit.take());
         let mut corrupt = None;
@@ -151,10 +159,14 @@ impl Core {
                     Ok(outcome) => {
                         if let Some(passenger) = run.passengers.get(at) {
                             run.land(passenger, outcome);
+                            if run.urgency == Urgency::Blocking {
+                                self.numbers.arrived_for_reader(u64::from(passenger.chunk.len));
+                            }
                         }
                         open.retain(|other| *other != at);
                     }
                     Err(message) => {
+                        self.numbers.is_wrong();
                         if let (Some(passenger), Some(source)) = (run.passengers.get(at), &source) {
                             // Or a source with a memory would give the same bytes again.
                             source.source.reject(passenger.chunk.blob).await;

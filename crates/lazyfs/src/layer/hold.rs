@@ -12,12 +12,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use content::{Digest, ReadError, Urgency};
+use content::{ByteRange, Digest, ReadError, Urgency};
 use estargz::Toc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Core, LayerStatus};
 use crate::error::LayerError;
+use crate::numbers::Numbers;
 use crate::source::OpenSource;
 use crate::tree::OpaqueXattr;
 
@@ -104,6 +105,11 @@ impl Layer {
         self.core.inflated.load(Ordering::Relaxed)
     }
 
+    /// What is counted of it.
+    pub fn numbers(&self) -> &Numbers {
+        &self.core.numbers
+    }
+
     /// Waits until the prefetch has ended, well or badly. At once if there is none.
     pub async fn prefetched(&self) {
         // The sender lives as long as `self`.
@@ -113,6 +119,21 @@ impl Layer {
     /// Another place where the same bytes can be had, for when the first does not answer.
     pub fn offer_source(&self, layer_digest: Digest, open: &OpenSource) {
         self.core.sources.offer(layer_digest, open);
+    }
+
+    /// Fetches the first chunk that is not here, if there is one, as if somebody waited for it: the proof that its bytes can
+    /// still be had. Takes as long as a read; whoever has less time drops it.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    pub async fn try_absent(&self) -> Result<(), ReadError> {
+        let core = &self.core;
+        let absent = (0..).map_while(|number| core.index.chunk(number).map(|chunk| (number, chunk)));
+        let mut absent = absent.filter(|(number, _)| !core.fill.has(*number as usize));
+        let Some((number, chunk)) = absent.next() else { return Ok(()) };
+        let Some(start) = core.index.start(number) else { return Ok(()) };
+        let range = ByteRange::at(start, u64::from(chunk.len));
+        core.fill_range(range, Urgency::Blocking).await.map(|_| ())
     }
 
     /// Reads `len` bytes of a file from `offset` on; fewer at its end.

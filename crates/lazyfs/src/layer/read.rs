@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use content::{ByteRange, Fault, ReadError, ReadErrorKind, Urgency};
@@ -101,6 +101,7 @@ impl Core {
         if urgency != Urgency::Blocking {
             return;
         }
+        self.record(place.chunks.clone());
         for number in place.chunks.clone() {
             if self.touched.set(number as usize)
                 && let Some(chunk) = self.index.chunk(number)
@@ -146,7 +147,10 @@ impl Core {
         place: Place,
         urgency: Urgency,
     ) -> Result<Bytes, ReadError> {
-        let deadline = self.engine.options.read_deadline;
+        let (deadline, began) = (self.engine.options.read_deadline, Instant::now());
+        if urgency == Urgency::Blocking && self.is_late(&place.chunks) {
+            return Err(late_by(deadline));
+        }
         let waiting = (urgency == Urgency::Blocking).then(|| self.engine.reader_waits());
         let carried = match tokio::time::timeout(deadline, self.fetch(&place.chunks, urgency)).await {
             Ok(carried) => carried,
@@ -154,6 +158,7 @@ impl Core {
         };
         drop(waiting);
         let carried = carried.inspect_err(|error| {
+            self.note_late(place.chunks.clone(), began);
             self.complain(
                 &format!("{} bytes {}", self.path_of(place.inode), place.range),
                 error,
@@ -278,8 +283,11 @@ impl Core {
             return match outcome {
                 Outcome::Stored => Ok(None),
                 Outcome::Carried(bytes) => Ok(Some(bytes)),
-                // It began before us and may have been at its end: what is left of our time is ours.
-                Outcome::Failed(error) if !is_ours && error.is_transient() => {
+                // It began before us and may have been at its end: what is left of our time is ours. Or it was given up for a
+                // reason that is not the reader's.
+                Outcome::Failed(error)
+                    if error.kind() == ReadErrorKind::Cancelled || !is_ours && error.is_transient() =>
+                {
                     failed = Some(error);
                     continue;
                 }

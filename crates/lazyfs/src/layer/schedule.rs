@@ -105,9 +105,13 @@ impl Core {
             let run = self.claim(&mut candidates, Urgency::Prefetch, PREFETCH, unused)?;
             Some((run, candidates))
         });
-        runs.for_each_concurrent(2, |run: Run| async move { self.fly(&run, &(0..0)).await }).await;
-        let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::debug!(layer = %self.digest, milliseconds, "prefetch ended");
+        runs.for_each_concurrent(2, |run: Run| async move {
+            self.fly(&run, &(0..0)).await;
+            let here = run.passengers.iter().filter(|passenger| self.fill.has(passenger.number as usize));
+            self.numbers.prefetched.add(here.map(|passenger| u64::from(passenger.chunk.len)).sum());
+        })
+        .await;
+        self.numbers.prefetch_ended(self.digest, started);
     }
 
     /// The chunks whose bytes begin before `end` of the blob. The table of contents is nearly always in the
@@ -141,6 +145,7 @@ impl Core {
             };
         };
         self.cursor.store(u64::from(candidates.start), Ordering::Relaxed);
+        self.numbers.background_begins();
         let numbers: Vec<u32> = run.passengers.iter().map(|passenger| passenger.number).collect();
         self.fly(&run, &(0..0)).await;
         let fetched = numbers.iter().any(|number| self.fill.has(*number as usize));

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use content::{BlobSource, ByteRange, Digest, Fault, OpenBlob, ReadError, ReadErrorKind, Urgency};
 use estargz::{BlobKind, TailState, Toc, TocLimits, open_tail, read_toc_layer};
@@ -15,6 +16,7 @@ use crate::error::LayerError;
 use crate::fill::{Fill, replace};
 use crate::index::{About, Index, stored_toc};
 use crate::layer::{Core, Layer, Parts};
+use crate::numbers::Numbers;
 use crate::source::Sources;
 
 /// How much of a blob's end is asked for: footer and TOC of some 8,000 files, at 64 bytes each.
@@ -32,13 +34,19 @@ pub(super) async fn open(
     folder: PathBuf,
     spec: LayerSpec,
 ) -> Result<Arc<Layer>, LayerError> {
-    let description = match from_disk(&folder, &spec).await? {
-        Some(known) => known,
-        None => from_source(&folder, &spec).await?,
+    let numbers = Numbers::new(&engine.totals);
+    let description = if let Some(known) = from_disk(&folder, &spec).await? {
+        engine.totals.opened_from_disk.increment();
+        known
+    } else {
+        let found = from_source(&folder, &spec, &numbers).await?;
+        engine.totals.opened_from_source.increment();
+        found
     };
     let (prefetch, background) = (spec.prefetch, spec.background);
-    let core = blocking(move || assemble(engine, &folder, &spec, description)).await?;
+    let core = blocking(move || assemble(engine, &folder, &spec, description, numbers)).await?;
     let layer = Layer::hold(core);
+    layer.core().engine_is_busy();
     begin(&layer, prefetch, background);
     Ok(layer)
 }
@@ -65,6 +73,7 @@ fn assemble(
     folder: &Path,
     spec: &LayerSpec,
     description: Description,
+    numbers: Numbers,
 ) -> Result<Arc<Core>, LayerError> {
     let Description { index, source } = description;
     let blob_len = index.about().blob_len;
@@ -81,6 +90,7 @@ fn assemble(
         fill,
         sources,
         engine,
+        numbers,
     }))
 }
 
@@ -112,9 +122,10 @@ fn made_again(folder: &Path, toc: &Digest, damage: &str) -> Option<Description> 
 }
 
 /// Fetches the description and keeps it.
-async fn from_source(folder: &Path, spec: &LayerSpec) -> Result<Description, LayerError> {
+async fn from_source(folder: &Path, spec: &LayerSpec, numbers: &Numbers) -> Result<Description, LayerError> {
     let layer = spec.layer_digest;
     let read_failed = |source| LayerError::Read { layer, source };
+    let began = Instant::now();
     let OpenBlob { source, tail } = (spec.open)().await.map_err(read_failed)?;
     let blob_len = source.len();
     let mut tail = if let Some(tail) = tail {
@@ -123,18 +134,24 @@ async fn from_source(folder: &Path, spec: &LayerSpec) -> Result<Description, Lay
         let last = ByteRange::new(blob_len.saturating_sub(TAIL), blob_len);
         source.read(last, Urgency::Blocking).await.map_err(read_failed)?
     };
+    numbers.footer.observe(began.elapsed());
+    numbers.heard();
     // The second tail is as long as the footer wants it; a third would be a blob that contradicts itself.
     for _ in 0..2 {
+        let began = Instant::now();
         let next = {
             let (folder, spec) = (folder.to_owned(), spec.clone());
             let (tail, source) = (tail.clone(), Arc::clone(&source));
             at_desk(move || look(&folder, &spec, &tail, source)).await.unwrap_or(Err(LayerError::Stopped))?
         };
+        numbers.parse.observe(began.elapsed());
         match next {
             Next::More(from) => {
+                let began = Instant::now();
                 let start = blob_len.saturating_sub(tail.len() as u64);
                 let missing = ByteRange::new(from, start);
                 let more = source.read(missing, Urgency::Blocking).await.map_err(read_failed)?;
+                numbers.toc.observe(began.elapsed());
                 tail = [more.as_ref(), tail.as_ref()].concat().into();
             }
             Next::Elsewhere(payload_end) => return external(folder, spec, payload_end, source).await,

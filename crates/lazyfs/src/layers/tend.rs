@@ -6,12 +6,16 @@ use std::time::Duration;
 use super::{Layers, evict};
 use crate::engine::{Engine, Wanted};
 use crate::layer::{Core, Step};
+use crate::memory;
 
 /// How often a full disk is tried again.
 const AFTER_FULL_DISK: Duration = Duration::from_mins(1);
 
 /// How often a flush that failed is tried again.
 const AFTER_FAILED_FLUSH: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether a rush is over.
+const REST: Duration = Duration::from_millis(500);
 
 /// Starts the tasks. They end when the engine stops.
 pub(super) fn start(engine: &Arc<Engine>, layers: &Weak<Layers>) {
@@ -29,6 +33,13 @@ pub(super) fn start(engine: &Arc<Engine>, layers: &Weak<Layers>) {
         tokio::select! {
             () = room.stop.cancelled() => {}
             () = evict::keep_within(&room, &store) => {}
+        }
+    });
+    let (tired, store) = (Arc::clone(engine), layers.clone());
+    tired.tasks.clone().spawn(async move {
+        tokio::select! {
+            () = tired.stop.cancelled() => {}
+            () = rest(&tired, &store) => {}
         }
     });
     let engine = Arc::clone(engine);
@@ -65,6 +76,7 @@ async fn fetch_in_background(engine: &Arc<Engine>) {
         let again = Wanted { layer: Arc::downgrade(&layer), unused };
         match step {
             Step::Complete => {
+                layer.numbers.background_ended(layer.layer_digest());
                 tracing::debug!(layer = %layer.layer_digest(), "layer is complete");
             }
             Step::Fetched => engine.enqueue(again),
@@ -105,6 +117,32 @@ async fn make_durable(engine: &Arc<Engine>, layers: &Weak<Layers>) {
         });
         is_left = flushed.await.unwrap_or(false);
         engine.buffers.clear();
+    }
+}
+
+/// When a rush is over, gives back what it left in memory.
+async fn rest(engine: &Arc<Engine>, layers: &Weak<Layers>) {
+    // Twice: not everybody is done when the first begins.
+    let mut turns = 0;
+    loop {
+        tokio::time::sleep(REST).await;
+        let Some(layers) = layers.upgrade() else { return };
+        let open = layers.cores();
+        drop(layers);
+        let had_trees = open.iter().filter(|layer| layer.give_up_idle()).count() > 0;
+        drop(open);
+        if engine.was_busy() {
+            turns = 2;
+            continue;
+        }
+        if had_trees {
+            turns = 2;
+        }
+        if turns > 0 {
+            turns -= 1;
+            memory::call_turn();
+            let _ = tokio::task::spawn_blocking(memory::at_rest).await;
+        }
     }
 }
 

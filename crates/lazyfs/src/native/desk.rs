@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::event::{EVENT, Events};
 use super::journal::{Journal, Noted, SLOTS};
 use super::sys::{self, Verdict};
+use crate::limits::open_files;
 
 /// The group, its journal, and what is unanswered.
 #[derive(Debug)]
@@ -177,23 +178,12 @@ impl Desk {
 
 /// Events whose descriptors this process has room for, after raising its limit as far as it may.
 fn room() -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let wanted = (4 * SLOTS) as u64;
-    let now = getrlimit(Resource::Nofile);
-    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
-    if !enough(now.current) {
-        let maximum = if enough(now.maximum) { now.maximum } else { Some(wanted) };
-        let higher = Rlimit { current: Some(wanted), maximum };
-        let highest = Rlimit { current: now.maximum, maximum: now.maximum };
-        if let Err(error) =
-            setrlimit(Resource::Nofile, higher).or_else(|_| setrlimit(Resource::Nofile, highest))
-        {
-            tracing::warn!(%error, "the limit of open files cannot be raised");
-        }
+    let (limit, raised) = open_files((4 * SLOTS) as u64);
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
     }
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     // Half of it is for everything else.
-    usize::try_from(limit / 2).unwrap_or(usize::MAX).max(64)
+    limit.and_then(|limit| usize::try_from(limit / 2).ok()).unwrap_or(usize::MAX).max(64)
 }
 
 /// Refuses everything that is noted in the journal, so that no reader hangs as long as nobody serves. For the keeper,

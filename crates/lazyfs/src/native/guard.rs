@@ -54,6 +54,11 @@ impl Guards {
     }
 }
 
+/// Whether somebody must be asked before the data file is read, or wants to know that it is.
+fn needs_mark(layer: &Layer) -> bool {
+    !layer.core().is_settled() || layer.core().is_recorded()
+}
+
 fn kept_digest(name: &str) -> Option<Digest> {
     format!("sha256:{}", name.strip_prefix(DATA)?).parse().ok()
 }
@@ -67,7 +72,7 @@ impl Inner {
         let data = layer.core().data();
         let stat = rustix::fs::fstat(data).map_err(|error| system("looking at a data file")(error.into()))?;
         let file = (stat.st_dev, stat.st_ino);
-        let needs_mark = !layer.core().is_settled();
+        let needs_mark = needs_mark(layer);
         self.guards.abandoned.write().unwrap_or_else(PoisonError::into_inner).remove(&layer.toc_digest());
         let before = {
             let mut all = self.guards.all.write().unwrap_or_else(PoisonError::into_inner);
@@ -187,7 +192,7 @@ impl Inner {
         let settled: Vec<Arc<Layer>> = {
             let mut all = self.guards.all.write().unwrap_or_else(PoisonError::into_inner);
             all.values_mut()
-                .filter(|guard| guard.marked && guard.layer.core().is_settled())
+                .filter(|guard| guard.marked && !needs_mark(&guard.layer))
                 .map(|guard| {
                     guard.marked = false;
                     Arc::clone(&guard.layer)

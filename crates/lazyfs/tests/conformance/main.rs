@@ -12,6 +12,7 @@ mod common;
 mod content;
 mod names;
 mod permissions;
+mod recorded;
 mod shown;
 mod stacked;
 mod trees;

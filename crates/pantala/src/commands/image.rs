@@ -1,8 +1,9 @@
 //! `pantala image`: what is done with whole images, wherever they are.
 
 use std::fmt::Display;
+use std::io::IsTerminal as _;
 
-use ::convert::{Containerd, Places};
+use ::convert::{Bars, Containerd, Lines, Places, Progress, Silent};
 use anyhow::Context;
 use registry::HostsConfig;
 use serde::Serialize;
@@ -14,12 +15,18 @@ use crate::out;
 mod convert;
 mod diff;
 mod inspect;
+mod optimize;
+mod pull;
+mod stop;
 mod toc_digest;
 mod verify;
 
-pub use convert::{Stopped, convert};
+pub use convert::convert;
 pub use diff::diff;
 pub use inspect::inspect;
+pub use optimize::{hide_mounts, optimize};
+pub use pull::pull;
+pub use stop::Stopped;
 pub use toc_digest::toc_digest;
 pub use verify::verify;
 
@@ -37,8 +44,17 @@ fn places(args: &PlaceArgs) -> anyhow::Result<Places> {
 }
 
 fn client(args: &RegistryArgs, hosts: HostsConfig) -> anyhow::Result<registry::Client> {
-    Registries { hosts, plain_http: args.plain_http.clone(), docker_config: args.docker_config.clone() }
-        .own_client()
+    let (plain_http, docker_config) = (args.plain_http.clone(), args.docker_config.clone());
+    Registries { hosts, plain_http, docker_config, ..Registries::default() }.own_client()
+}
+
+/// How far a command is, on standard error; nothing for programs.
+fn progress(output: Output) -> Box<dyn Progress> {
+    match output {
+        Output::Json => Box::new(Silent),
+        Output::Table if std::io::stderr().is_terminal() => Box::new(Bars::default()),
+        Output::Table => Box::new(Lines),
+    }
 }
 
 /// Writes a report to standard output.

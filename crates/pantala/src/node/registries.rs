@@ -1,9 +1,10 @@
 //! How a node reaches registries, put together from everything that its files say about them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use registry::{ClientConfig, CredentialSource, HostsConfig, Proxies};
+use registry::{ClientConfig, CredentialSource, HostsConfig, Proxies, Retries};
 
 /// How registries are reached.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +15,12 @@ pub struct Registries {
     pub plain_http: Vec<String>,
     /// Docker's configuration; `None` is where Docker has it.
     pub docker_config: Option<PathBuf>,
+    /// Who is asked for credentials behind that, in this order.
+    pub credentials: Vec<CredentialSource>,
+    /// Longest time for the head of one answer.
+    pub request_timeout: Option<Duration>,
+    /// How often requests are tried again.
+    pub retries: Retries,
 }
 
 impl Registries {
@@ -28,9 +35,16 @@ impl Registries {
                 .with_context(|| format!("--docker-config {}: {what}", path.display()))?;
             ensure!(!found.is_dir(), "--docker-config {} is a directory: {what}", path.display());
         }
+        let docker = CredentialSource::DockerConfig(self.docker_config.clone());
+        let credentials = match self.credentials.as_slice() {
+            [] => docker,
+            more => CredentialSource::Chain([&[docker], more].concat()),
+        };
         Ok(registry::Client::new(ClientConfig {
             hosts: self.hosts.clone(),
-            credentials: CredentialSource::DockerConfig(self.docker_config.clone()),
+            credentials,
+            request_timeout: self.request_timeout,
+            retries: self.retries,
             plain_http: self.plain_http.clone(),
             proxies: Proxies::from_env()?,
             ..ClientConfig::default()
@@ -56,9 +70,22 @@ impl Registries {
     /// Takes over the mirrors of the snapshotter inside the node, less those that are this node's own proxy
     /// on `port`: its layers are read from the swarm in process, and a node that asked its own proxy would
     /// wait for itself.
-    pub fn with_lazy(mut self, config: &snapshotter::Config, port: u16) -> Self {
-        self.hosts = config.hosts.clone();
-        self.without_own_proxy(port)
+    pub fn with_lazy(self, config: &snapshotter::Config, port: u16) -> Self {
+        self.of_snapshotter(config).without_own_proxy(port)
+    }
+
+    /// Takes over what the snapshotter's file says of registries.
+    pub fn of_snapshotter(self, config: &snapshotter::Config) -> Self {
+        let mut client = ClientConfig::default();
+        config.apply(&mut client);
+        let ClientConfig { hosts, request_timeout, retries, .. } = client;
+        Self { hosts, request_timeout, retries, ..self }
+    }
+
+    /// Asks the snapshotter's keychains too.
+    pub fn with_keychains(mut self, keychains: &snapshotter::Keychains) -> Self {
+        self.credentials.extend(keychains.sources());
+        self
     }
 
     /// What a dropped entry says about the registry behind it (`X-Dragonfly-Registry: http://…`) is kept.

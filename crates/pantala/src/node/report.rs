@@ -1,5 +1,6 @@
 //! What the node answers to `pantala status`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use store::Store;
 
 use super::Cluster;
 use crate::admin::Answers;
-use crate::status::{BySource, LayerLine, NodeLine, Status};
+use crate::status::{BySource, LayerLine, NodeLine, SnapshotterLine, Status};
 
 /// The scheduler is asked for the cluster's nodes, but nobody waits for it longer than this.
 const CLUSTER_WAIT: Duration = Duration::from_secs(1);
@@ -19,17 +20,37 @@ pub struct Report {
     started: Instant,
     cluster: Arc<Cluster>,
     store: Store,
-    layers: Option<snapshotter::Handle>,
+    layers: Option<Layers>,
+}
+
+/// The snapshotter of a node.
+pub struct Layers {
+    /// Who is asked.
+    pub handle: snapshotter::Handle,
+    /// The socket that containerd knows.
+    pub address: PathBuf,
+}
+
+impl Layers {
+    /// What it did.
+    pub fn line(&self) -> SnapshotterLine {
+        let fallbacks = self.handle.fallbacks().into_iter();
+        SnapshotterLine {
+            address: self.address.display().to_string(),
+            fallbacks: fallbacks.map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
+            recent_fallbacks: self.handle.recent_fallbacks(),
+        }
+    }
+
+    /// Its layers, whose absent bytes come from `source`.
+    pub fn lines(&self, source: &str) -> Vec<LayerLine> {
+        self.handle.layers().into_iter().map(|layer| LayerLine::of(layer, source)).collect()
+    }
 }
 
 impl Report {
     /// A report on these parts.
-    pub fn new(
-        hostname: String,
-        cluster: Arc<Cluster>,
-        store: Store,
-        layers: Option<snapshotter::Handle>,
-    ) -> Self {
+    pub fn new(hostname: String, cluster: Arc<Cluster>, store: Store, layers: Option<Layers>) -> Self {
         Self { hostname, started: Instant::now(), cluster, store, layers }
     }
 }
@@ -44,20 +65,9 @@ impl Answers for Report {
             stored: self.store.bytes(),
             ..Status::default()
         };
-        if let Some(handle) = &self.layers {
-            status.layers = handle
-                .layers()
-                .into_iter()
-                .map(|layer| LayerLine {
-                    mountpoint: layer.mountpoint.display().to_string(),
-                    digest: layer.layer.to_string(),
-                    image: layer.image,
-                    size: layer.size,
-                    fetched: layer.fetched,
-                    touched: layer.touched,
-                    driver: layer.driver.to_owned(),
-                })
-                .collect();
+        if let Some(layers) = &self.layers {
+            status.snapshotter = Some(layers.line());
+            status.layers = layers.lines("swarm");
         }
         let Some(swarm) = self.cluster.swarm() else { return status };
         let now = swarm.status();
@@ -84,6 +94,14 @@ impl Answers for Report {
                 .collect();
         }
         status
+    }
+
+    fn ready(&self) -> bool {
+        self.layers.as_ref().is_none_or(|layers| layers.handle.is_alive())
+    }
+
+    fn metrics(&self) -> String {
+        self.layers.as_ref().map(|layers| layers.handle.metrics()).unwrap_or_default()
     }
 
     fn connected(&self) -> bool {

@@ -19,15 +19,11 @@ use Fate::{Pointless, Read, Unverified};
 
 const ONE_COPY: &str =
     "there is one verified copy of every layer on disk, and the kernel's page cache before it";
-const NO_REFRESH: &str = "every request tries all hosts by itself, so nothing has to be refreshed in between";
-const NO_WAIT: &str = "a container never waits for prefetching";
-const RANGES: &str = "ranges are joined, split and retried by themselves";
-const CREDENTIALS: &str = "credentials come from docker's config.json and its helpers";
-const NO_METRICS: &str = "the snapshotter has no address of its own for this";
-const NO_CRI: &str = "no CRI image service is served here";
+const NO_WAIT: &str = "a container never waits for prefetching: a read of what is on its way joins it";
+const RANGES: &str = "ranges are joined and split by what is read and by how the registry answers";
 const IMMUTABLE: &str = "layers cannot change, so the kernel keeps what it knows of them";
-const NO_MANAGER: &str = "there is no second process to manage";
-const FLAGS: &str = "this is a flag of the command line here";
+const NO_MANAGER: &str = "mounts outlive restarts and crashes without it: the keeper is always there";
+const FLAGS: &str = "this is a flag of the command line here: --root, --log-level";
 
 /// A `*` stands for one table's own name; an entry that ends in `**` for everything below.
 const KEYS: &[(&str, Fate)] = &[
@@ -37,10 +33,17 @@ const KEYS: &[(&str, Fate)] = &[
     ("prefetch_size", Read),
     ("no_background_fetch", Read),
     ("resolver.request_timeout_sec", Read),
+    ("resolver.config_path", Read),
     ("resolver.host.*.mirrors.host", Read),
     ("resolver.host.*.mirrors.insecure", Read),
     ("resolver.host.*.mirrors.request_timeout_sec", Read),
     ("resolver.host.*.mirrors.header.**", Read),
+    ("resolver.host.*.mirrors.tls.ca_file", Read),
+    ("resolver.host.*.mirrors.tls.cert_file", Read),
+    ("resolver.host.*.mirrors.tls.key_file", Read),
+    ("resolver.host.*.mirrors.tls.insecure_skip_verify", Read),
+    ("pantala.require_diffid_proof", Read),
+    ("pantala.credentials_lifetime", Read),
     ("pantala.disk.budget", Read),
     ("pantala.disk.keep_free_percent", Read),
     ("allow_no_verification", Unverified),
@@ -56,39 +59,52 @@ const KEYS: &[(&str, Fate)] = &[
     ("resolve_result_entry_ttl_sec", Read),
     ("prefetch_timeout_sec", Pointless(NO_WAIT)),
     ("prefetch_async_size", Pointless(NO_WAIT)),
-    ("max_concurrency", Pointless("background work gives way to whoever waits")),
+    ("max_concurrency", Read),
     ("debug", Pointless(FLAGS)),
     ("root_path", Pointless(FLAGS)),
-    ("log_file_access", Pointless("reads are counted for each layer, not logged for each file")),
-    ("no_prometheus", Pointless(NO_METRICS)),
-    ("metrics_address", Pointless(NO_METRICS)),
-    ("debug_address", Pointless(NO_METRICS)),
+    ("log_file_access", Read),
+    ("no_prometheus", Read),
+    ("metrics_address", Read),
+    ("debug_address", Read),
     ("ipfs", Pointless("layers are shared inside the cluster instead")),
-    ("blob.valid_interval", Pointless(NO_REFRESH)),
-    ("blob.check_always", Pointless(NO_REFRESH)),
+    ("blob.valid_interval", Read),
+    ("blob.check_always", Read),
     ("blob.chunk_size", Pointless(RANGES)),
     ("blob.fetching_timeout_sec", Read),
     ("blob.force_single_range_mode", Pointless(RANGES)),
     ("blob.prefetch_chunk_size", Pointless(RANGES)),
-    ("blob.max_retries", Pointless(RANGES)),
-    ("blob.min_wait_msec", Pointless(RANGES)),
-    ("blob.max_wait_msec", Pointless(RANGES)),
+    ("blob.max_retries", Read),
+    ("blob.min_wait_msec", Read),
+    ("blob.max_wait_msec", Read),
     ("fuse.attr_timeout", Pointless(IMMUTABLE)),
     ("fuse.entry_timeout", Pointless(IMMUTABLE)),
     ("fuse.passthrough", Pointless("the driver is chosen by `driver`")),
     ("fuse.merge_buffer_size", Pointless("files need not be put together")),
     ("fuse.merge_worker_count", Pointless("files need not be put together")),
-    ("kubeconfig_keychain.enable_keychain", Pointless(CREDENTIALS)),
-    ("kubeconfig_keychain.kubeconfig_path", Pointless(CREDENTIALS)),
-    ("cri_keychain.enable_keychain", Pointless(CREDENTIALS)),
-    ("cri_keychain.image_service_path", Pointless(CREDENTIALS)),
-    ("cri_keychain.listen_path", Pointless(CREDENTIALS)),
-    ("cri_keychain_image_service_path", Pointless(CREDENTIALS)),
-    ("cri_listen_path", Pointless(NO_CRI)),
-    ("cri_containerd_address", Pointless("the key is `containerd_address` here")),
-    ("cri_containerd_namespace", Pointless("namespaces are told by containerd itself")),
+    ("kubeconfig_keychain.enable_keychain", Read),
+    ("kubeconfig_keychain.kubeconfig_path", Read),
+    ("cri_keychain.enable_keychain", Read),
+    ("cri_keychain.image_service_path", Read),
+    ("cri_keychain.listen_path", Read),
+    ("cri_keychain_image_service_path", Read),
+    ("cri_listen_path", Read),
+    ("cri_containerd_address", Read),
+    ("cri_containerd_namespace", Read),
     ("snapshotter.allow_invalid_mounts_on_restart", Pointless("one bad layer never keeps the others down")),
-    ("registry.**", Pointless("mirrors stand in `resolver.host`")),
+    ("registry.config_path", Read),
+    ("registry.mirrors.*.endpoint", Read),
+    ("registry.configs.*.auth.username", Read),
+    ("registry.configs.*.auth.password", Read),
+    ("registry.configs.*.auth.auth", Read),
+    ("registry.configs.*.auth.identitytoken", Read),
+    ("registry.configs.*.tls.ca_file", Read),
+    ("registry.configs.*.tls.cert_file", Read),
+    ("registry.configs.*.tls.key_file", Read),
+    ("registry.configs.*.tls.insecure_skip_verify", Read),
+    (
+        "registry.headers.**",
+        Pointless("headers are written for each host: in `resolver.host`, or in its hosts.toml"),
+    ),
     ("fuse_manager.enable", Pointless(NO_MANAGER)),
     ("fuse_manager.address", Pointless(NO_MANAGER)),
     ("fuse_manager.path", Pointless(NO_MANAGER)),

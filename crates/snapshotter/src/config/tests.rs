@@ -34,26 +34,25 @@ fn an_empty_file_is_the_defaults() {
     let config = parse("").unwrap();
     assert!(config.prefetch && config.background_fetch);
     assert_eq!((config.prefetch_size, config.driver), (0, Driver::Auto));
-    assert_eq!(config.prepare_wait, Duration::from_secs(10));
+    assert_eq!(config.prepare_wait, MAX_PREPARE_WAIT);
 }
 
 #[test]
 fn what_is_followed_is_followed() {
     let config = parse(
         "noprefetch = true\nprefetch_size = 7\nno_background_fetch = true\ndriver = \"fuse\"\n\
-         containerd_address = \"/c.sock\"\n[resolver]\nrequest_timeout_sec = 3\n",
+         containerd_address = \"/c.sock\"\n[resolver]\nrequest_timeout_sec = 1\n",
     )
     .unwrap();
     assert!(!config.prefetch && !config.background_fetch);
     assert_eq!((config.prefetch_size, config.driver), (7, Driver::Fuse));
     assert_eq!(config.containerd_address, Path::new("/c.sock"));
-    assert_eq!(config.prepare_wait, Duration::from_secs(3));
+    assert_eq!(config.prepare_wait, Duration::from_secs(1));
     assert_eq!(parse("[resolver]\nrequest_timeout_sec = -1").unwrap().prepare_wait, MAX_PREPARE_WAIT);
 }
 
-#[test]
-fn every_key_of_upstream_is_known() {
-    let text = r#"
+/// Every key of upstream; `DIR` is a directory that is there.
+const EVERY_KEY: &str = r#"
 http_cache_type = "memory"
 filesystem_cache_type = ""
 resolve_result_entry_ttl_sec = 120
@@ -116,23 +115,55 @@ address = "/run/f.sock"
 path = "/bin/f"
 metrics_address = ""
 [registry]
-config_path = "/etc/containerd/certs.d"
+config_path = "DIR"
 [registry.mirrors."docker.io"]
 endpoint = ["https://mirror.example"]
+[registry.configs."docker.io".auth]
+username = "u"
+password = "p"
+[registry.configs."docker.io".tls]
+insecure_skip_verify = true
 "#;
+
+#[test]
+fn every_key_of_upstream_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = EVERY_KEY.replace("DIR", dir.path().to_str().unwrap());
+    let text = text.as_str();
     let config = parse(text).unwrap();
-    let followed = [
-        "prefetch_size",
-        "noprefetch",
-        "no_background_fetch",
-        "request_timeout_sec",
-        "resolve_result_entry_ttl_sec",
-        "fetching_timeout_sec",
+    let pointless = [
+        "http_cache_type",
+        "filesystem_cache_type",
+        "prefetch_timeout_sec",
+        "prefetch_async_size",
+        "debug",
+        "ipfs",
+        "metadata_store",
+        "root_path",
+        "blob.chunk_size",
+        "blob.force_single_range_mode",
+        "blob.prefetch_chunk_size",
+        "directory_cache.max_lru_cache_entry",
+        "directory_cache.max_cache_fds",
+        "directory_cache.sync_add",
+        "directory_cache.direct",
+        "directory_cache.fadv_dontneed",
+        "fuse.attr_timeout",
+        "fuse.entry_timeout",
+        "fuse.passthrough",
+        "fuse.merge_buffer_size",
+        "fuse.merge_worker_count",
+        "snapshotter.allow_invalid_mounts_on_restart",
+        "fuse_manager.enable",
+        "fuse_manager.address",
+        "fuse_manager.path",
+        "fuse_manager.metrics_address",
     ];
-    let checked = ["allow_no_verification", "disable_verification"];
-    // One warning for each key that does nothing; everything below `registry` is one.
-    let keys = text.lines().filter(|line| line.contains(" = ")).count();
-    assert_eq!(config.warnings.len(), keys - followed.len() - checked.len(), "{:#?}", config.warnings);
+    let mut warned: Vec<_> = config.warnings.iter().map(|warning| warning.key.as_str()).collect();
+    let mut expected = pointless.to_vec();
+    warned.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(warned, expected);
     assert!(config.warnings.iter().all(|warning| !warning.reason.is_empty()));
     for warning in &config.warnings {
         let key = warning.key.rsplit('.').next().unwrap();
@@ -207,4 +238,116 @@ fn deadlines_and_times_of_upstream_are_followed() {
     assert_eq!((config.resolved_for.as_secs(), config.read_deadline.as_secs()), (5, 7));
     let config = parse("[blob]\nfetching_timeout_sec = 0").unwrap();
     assert_eq!((config.resolved_for.as_secs(), config.read_deadline.as_secs()), (120, 60));
+}
+
+#[test]
+fn a_source_is_asked_again_after_an_interval_as_upstream_has_it() {
+    let after = |text: &str| parse(text).unwrap().check_after.as_secs();
+    assert_eq!((after(""), after("[blob]\nvalid_interval = 0")), (60, 60));
+    assert_eq!(after("[blob]\nvalid_interval = 7"), 7);
+    assert_eq!(after("[blob]\nvalid_interval = 7\ncheck_always = true"), 0);
+}
+
+#[test]
+fn retries_and_time_limits_reach_the_client() {
+    let config = parse(
+        "max_concurrency = 3\n[blob]\nmax_retries = 1\nmin_wait_msec = 30\nmax_wait_msec = 300000\n\
+         [resolver]\nrequest_timeout_sec = 4\n",
+    )
+    .unwrap();
+    let mut client = registry::ClientConfig::default();
+    config.apply(&mut client);
+    assert_eq!(client.request_timeout, Some(Duration::from_secs(4)));
+    assert_eq!(client.retries.most, Some(1));
+    assert_eq!(client.retries.first_wait, Some(Duration::from_millis(30)));
+    assert_eq!(client.retries.longest_wait, Some(Duration::from_mins(5)));
+    assert_eq!(config.background_layers, Some(3));
+    assert_eq!(parse("[blob]\nmax_retries = 0").unwrap().retries, registry::Retries::default());
+}
+
+#[test]
+fn keychains_are_off_unless_they_are_switched_on() {
+    assert!(parse("").unwrap().keychains.cri.is_none() && parse("").unwrap().keychains.kube.is_none());
+    let config = parse(
+        "cri_listen_path = \"/run/l.sock\"\ncri_containerd_address = \"/run/c.sock\"\n\
+         cri_containerd_namespace = \"moby\"\n[cri_keychain]\nenable_keychain = true\n\
+         [kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = \"/etc/k\"\n\
+         [pantala]\ncredentials_lifetime = \"12h\"\nrequire_diffid_proof = true\n",
+    )
+    .unwrap();
+    let cri = config.keychains.cri.unwrap();
+    assert_eq!((cri.image_service, cri.listen), (None, Some("/run/l.sock".into())));
+    assert_eq!(config.keychains.kube.unwrap().kubeconfig, Some("/etc/k".into()));
+    assert_eq!(config.keychains.lifetime, Duration::from_hours(12));
+    assert_eq!(config.containerd_address, Path::new("/run/c.sock"));
+    assert!(config.cri_namespace == "moby" && config.require_diffid_proof);
+    let config = parse("cri_containerd_address = \"/a\"\ncontainerd_address = \"/b\"").unwrap();
+    assert_eq!(config.containerd_address, Path::new("/b"));
+    let error = parse("[pantala]\ncredentials_lifetime = \"soon\"").unwrap_err().to_string();
+    assert!(error.contains("credentials_lifetime") && error.contains("12h"), "{error}");
+}
+
+#[test]
+fn hosts_come_from_all_places_that_name_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str, text: &str| {
+        std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        std::fs::write(dir.path().join(name).join("hosts.toml"), text).unwrap();
+    };
+    folder("docker.io", "[host.\"https://of-hosts.example\"]\n");
+    folder("quay.io", "[host.\"https://quay.example\"]\n");
+    let config = parse(&format!(
+        "[[resolver.host.\"docker.io\".mirrors]]\nhost = \"first.example\"\n[resolver]\nconfig_path = {:?}\n\
+         [registry.mirrors.\"ghcr.io\"]\nendpoint = [\"https://a.example\", \"http://b.example\"]\n\
+         [registry.mirrors.\"*\"]\nendpoint = [\"https://rest.example\"]\n\
+         [registry.configs.\"a.example\".tls]\ninsecure_skip_verify = true\n\
+         [registry.configs.\"r.example\".auth]\nauth = \"dTpw\"\n",
+        dir.path()
+    ))
+    .unwrap();
+    let hosts = |registry: &str| -> Vec<String> {
+        config.hosts.mirrors(registry).iter().map(|mirror| mirror.host.clone()).collect()
+    };
+    assert_eq!(hosts("docker.io"), ["first.example"]);
+    assert_eq!(hosts("quay.io"), ["https://quay.example"]);
+    assert_eq!(hosts("ghcr.io"), ["https://a.example", "http://b.example"]);
+    assert_eq!(hosts("any.example"), ["https://rest.example"]);
+    let skips: Vec<_> = config.hosts.mirrors("ghcr.io").iter().map(|mirror| mirror.tls.skip_verify).collect();
+    assert_eq!(skips, [true, false]);
+    let fixed = &config.keychains.fixed["r.example"];
+    assert_eq!(*fixed, registry::Credential::Password { username: "u".into(), password: "p".into() });
+
+    let mut config = parse("").unwrap();
+    config.add_hosts_dir(&format!("{}:", dir.path().display())).unwrap();
+    assert_eq!(config.hosts.mirrors("quay.io").len(), 1);
+    assert!(config.add_hosts_dir("/does/not/exist").is_err());
+}
+
+#[test]
+fn a_mirror_may_have_certificates_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made =
+        rcgen::CertificateParams::new(vec!["m.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let both = format!("{}{}", made.pem(), key.serialize_pem());
+    for (name, text) in [("ca.pem", made.pem()), ("both.pem", both)] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let mirror = |tls: &str| {
+        let text = format!(
+            "[[resolver.host.\"docker.io\".mirrors]]\nhost = \"m.example\"\n\
+             [resolver.host.\"docker.io\".mirrors.tls]\n{}",
+            tls.replace("DIR", dir.path().to_str().unwrap())
+        );
+        parse(&text).map(|config| config.hosts.mirrors("docker.io")[0].clone())
+    };
+    let both = "ca_file = \"DIR/ca.pem\"\ncert_file = \"DIR/both.pem\"\nkey_file = \"DIR/both.pem\"\n";
+    let mirror_with = mirror(both).unwrap();
+    assert_eq!(mirror_with.tls.roots.len(), 1);
+    assert!(mirror_with.tls.identity.is_some());
+    assert!(!format!("{mirror_with:?}").contains("PRIVATE"));
+    let error = mirror("ca_file = \"DIR/none.pem\"\n").unwrap_err().to_string();
+    assert!(error.contains("none.pem") && error.contains("docker.io"), "{error}");
+    let error = mirror("cert_file = \"DIR/ca.pem\"\n").unwrap_err().to_string();
+    assert!(error.contains("key"), "{error}");
 }

@@ -14,6 +14,7 @@ fn source(text: &str) -> LayerSource {
         layer: Digest::of(text.as_bytes()),
         toc: Digest::of(format!("toc of {text}").as_bytes()),
         prefetch: None,
+        local: false,
     }
 }
 

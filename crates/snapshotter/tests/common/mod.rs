@@ -89,6 +89,12 @@ impl LayerBackend for Shared {
         Ok(image.iter().map(layer).collect())
     }
 
+    async fn is_lowest(&self, source: &LayerSource, _: Option<Digest>) -> Result<bool, LayerError> {
+        let image = self.0.image.lock().unwrap();
+        let lowest = image.first().ok_or_else(|| LayerError("there is no manifest".into()))?;
+        Ok(source.layer == Digest::of(lowest.as_bytes()))
+    }
+
     async fn open(&self, source: &LayerSource) -> Result<Arc<dyn OpenLayer>, LayerError> {
         if self.0.held.load(Ordering::SeqCst) {
             self.0.waiting.add_permits(1);
@@ -202,7 +208,7 @@ impl Lab {
 
     /// Numbers of the snapshots' directories.
     pub fn directories(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.root().join("snapshotter/snapshots")).unwrap();
+        let entries = std::fs::read_dir(self.root().join("snapshots")).unwrap();
         let mut names: Vec<_> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -292,6 +298,13 @@ impl Client {
         labels: HashMap<String, String>,
     ) -> Result<(), Status> {
         let (name, key, parent) = (name.into(), key.into(), String::new());
+        let request = wire::CommitSnapshotRequest { snapshotter: "x".into(), name, key, labels, parent };
+        self.0.clone().commit(request).await.map(|_| ())
+    }
+
+    /// Commits onto another parent than it was prepared with, as containerd does where a snapshotter can `rebase`.
+    pub async fn rebase(&self, name: &str, key: &str, parent: &str) -> Result<(), Status> {
+        let (name, key, parent, labels) = (name.into(), key.into(), parent.into(), HashMap::new());
         let request = wire::CommitSnapshotRequest { snapshotter: "x".into(), name, key, labels, parent };
         self.0.clone().commit(request).await.map(|_| ())
     }

@@ -48,6 +48,23 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// Nothing yet.
+    pub(super) fn new(api: Api) -> Self {
+        Self {
+            plain: api,
+            leased: OnceCell::new(),
+            ingests: Mutex::default(),
+            next: AtomicU64::new(0),
+            beside: Mutex::default(),
+            named: AtomicBool::new(false),
+        }
+    }
+
+    /// The connection, without the lease.
+    pub(super) fn plain(&self) -> &Api {
+        &self.plain
+    }
+
     /// The connection, with a lease.
     pub(super) async fn api(&self) -> Result<&Api, PlaceError> {
         self.leased.get_or_try_init(|| self.take_lease()).await
@@ -66,7 +83,7 @@ impl Work {
 
     /// Gives the lease back: containerd forgets what nothing else holds.
     async fn end_lease(&self) {
-        let Some(lease) = self.leased.get().and_then(Api::lease) else { return };
+        let Some(lease) = self.leased.get().and_then(|api| api.lease()) else { return };
         let deleted = async {
             let request = self.plain.request(DeleteRequest { id: lease.to_owned(), sync: false })?;
             match self.plain.leases().delete(request).await {
@@ -78,6 +95,12 @@ impl Work {
         if let Err(error) = deleted.await {
             tracing::warn!(%error, lease, "the lease ends by itself in a day");
         }
+    }
+
+    /// The image has its name: what was made for it stays, and needs no lease.
+    pub(super) async fn published(&self) {
+        self.named.store(true, Ordering::Release);
+        self.end_lease().await;
     }
 
     pub(super) fn error(&self, doing: String, status: &Status) -> PlaceError {
@@ -94,7 +117,7 @@ impl Work {
 
     /// A name for a write that nobody else uses.
     pub(super) fn new_ingest(&self) -> String {
-        let lease = self.leased.get().and_then(Api::lease).unwrap_or_default();
+        let lease = self.leased.get().and_then(|api| api.lease()).unwrap_or_default();
         let name = format!("pantala-{lease}-{}", self.next.fetch_add(1, Ordering::Relaxed));
         self.ingests().insert(name.clone());
         name
@@ -136,14 +159,14 @@ impl Work {
         updated.map(drop).map_err(|status| self.error(format!("labelling {digest}"), &status))
     }
 
-    async fn has(&self, descriptor: &Descriptor) -> Result<bool, PlaceError> {
+    pub(super) async fn has(&self, descriptor: &Descriptor) -> Result<bool, PlaceError> {
         // Held first, so that it is not collected between the answer and the end of the work.
         self.hold(&descriptor.digest).await?;
         let info = self.api().await?.info(&descriptor.digest).await?;
         Ok(info.is_some_and(|info| u64::try_from(info.size) == Ok(descriptor.size)))
     }
 
-    async fn put(
+    pub(super) async fn put(
         self: &Arc<Self>,
         place: &Place,
         descriptor: &Descriptor,
@@ -178,7 +201,7 @@ impl Work {
         ingest.end(descriptor, labels).await.map(|_| true)
     }
 
-    async fn name(&self, name: &str, root: &Descriptor) -> Result<(), PlaceError> {
+    pub(super) async fn give_name(&self, name: &str, root: &Descriptor) -> Result<(), PlaceError> {
         let api = self.api().await?;
         let doing = || format!("naming the image {name}");
         let target = Some(to_containerd(root));
@@ -197,15 +220,7 @@ impl Work {
 
 /// Opens the image `name`.
 pub(super) fn open(place: Place, api: Api, name: String) -> Arc<dyn ImageTarget> {
-    let work = Work {
-        plain: api,
-        leased: OnceCell::new(),
-        ingests: Mutex::default(),
-        next: AtomicU64::new(0),
-        beside: Mutex::default(),
-        named: AtomicBool::new(false),
-    };
-    Arc::new(ContainerdTarget { place, name, work: Arc::new(work), beside: false })
+    Arc::new(ContainerdTarget { place, name, work: Arc::new(Work::new(api)), beside: false })
 }
 
 /// An image of containerd, to be written.
@@ -285,11 +300,10 @@ impl ImageTarget for ContainerdTarget {
             beside.clone()
         };
         for (name, root) in &beside {
-            self.work.name(name, root).await?;
+            self.work.give_name(name, root).await?;
         }
-        self.work.name(&self.name, root).await?;
-        self.work.named.store(true, Ordering::Release);
-        self.work.end_lease().await;
+        self.work.give_name(&self.name, root).await?;
+        self.work.published().await;
         Ok(())
     }
 
@@ -300,15 +314,20 @@ impl ImageTarget for ContainerdTarget {
     }
 
     async fn abandon(&self) {
-        if self.work.named.load(Ordering::Acquire) {
-            return;
-        }
-        let ingests: Vec<String> = self.work.ingests().iter().cloned().collect();
-        for ingest in ingests {
-            abort(&self.work, &ingest).await;
-        }
-        self.work.end_lease().await;
+        abandon(&self.work).await;
     }
+}
+
+/// Takes back what was brought, unless it has got its name.
+pub(super) async fn abandon(work: &Work) {
+    if work.named.load(Ordering::Acquire) {
+        return;
+    }
+    let ingests: Vec<String> = work.ingests().iter().cloned().collect();
+    for ingest in ingests {
+        abort(work, &ingest).await;
+    }
+    work.end_lease().await;
 }
 
 /// Labels for what a manifest or an index names, as containerd's own client calls them.

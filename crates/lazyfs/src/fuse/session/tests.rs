@@ -86,15 +86,17 @@ fn a_listing_can_be_cut_anywhere() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (_layers, session) = runtime.block_on(session(folder.path()));
-    let directory = session.find(abi::ROOT, b"dir").unwrap();
+    let toc = session.layer.toc().unwrap();
+    let tree = Tree::new(&toc, session.opaque);
+    let directory = session.find(tree, abi::ROOT, b"dir").unwrap();
     for node in [abi::ROOT, directory, state::DIRECTORY] {
         for plus in [false, true] {
-            let whole = session.listing(node, 0, 1 << 20, plus).unwrap();
+            let whole = session.listing(tree, node, 0, 1 << 20, plus).unwrap();
             let mut parts = Vec::new();
             let mut offset = 0;
             loop {
                 // Room for one entry of this directory, and never for two.
-                let part = session.listing(node, offset, if plus { 256 } else { 56 }, plus).unwrap();
+                let part = session.listing(tree, node, offset, if plus { 256 } else { 56 }, plus).unwrap();
                 if part.is_empty() {
                     break;
                 }
@@ -111,5 +113,7 @@ fn a_listing_can_be_cut_anywhere() {
             }
         }
     }
-    assert!(session.listing(session.find(abi::ROOT, b"other").unwrap(), 0, 4096, false).is_none());
+    assert!(
+        session.listing(tree, session.find(tree, abi::ROOT, b"other").unwrap(), 0, 4096, false).is_none()
+    );
 }

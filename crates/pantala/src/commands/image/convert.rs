@@ -1,18 +1,16 @@
 //! `pantala image convert`.
 
-use std::fmt;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use anyhow::{Context, ensure};
-use convert::{Bars, ConvertError, ConvertOptions, Lines, Place, Platforms, Prefetch, Progress, Silent};
+use convert::{ConvertError, ConvertOptions, Platforms, Prefetch};
 use estargz::{Format, TocPlace};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{places, print};
-use crate::cli::{ConvertArgs, Dialect, Output};
+use super::stop::{Stopped, stop_on_signal};
+use super::{places, print, progress};
+use crate::cli::{ConvertArgs, Dialect};
 
 /// Longest list or record that is read, in bytes.
 const MAX_LIST: u64 = 256 << 20;
@@ -20,14 +18,10 @@ const MAX_LIST: u64 = 256 << 20;
 /// `pantala image convert`.
 pub async fn convert(args: ConvertArgs) -> anyhow::Result<()> {
     let places = places(&args.places)?;
-    let options = options(&args)?;
+    let options = options(&args, None)?;
     options.check()?;
-    let signal = stop_on_signal(options.stop.clone())?;
-    let progress: Box<dyn Progress> = match args.output {
-        Output::Json => Box::new(Silent),
-        Output::Table if std::io::stderr().is_terminal() => Box::new(Bars::default()),
-        Output::Table => Box::new(Lines),
-    };
+    let signal = stop_on_signal(std::slice::from_ref(&options.stop))?;
+    let progress = progress(args.output);
     let (source, target) = (&args.source, &args.destination);
     let converted = convert::convert(&places, source, target, &options, &*progress).await;
     // Bars are taken down before anything else is said.
@@ -35,90 +29,23 @@ pub async fn convert(args: ConvertArgs) -> anyhow::Result<()> {
     match (converted, signal.get()) {
         (Ok(report), _) => print(args.output, &report),
         (Err(ConvertError::Interrupted), Some(signal)) => {
-            Err(Stopped { signal: *signal, target: args.destination }.into())
+            Err(Stopped::new(*signal, &args.destination).into())
         }
         (Err(error), _) => Err(error.into()),
     }
 }
 
-/// The user, or a supervisor, wanted no more.
-#[derive(Debug)]
-pub struct Stopped {
-    signal: Signal,
-    target: Place,
-}
-
-impl Stopped {
-    /// As shells have it: 128 and the signal's number.
-    pub const fn exit_code(&self) -> u8 {
-        self.signal.exit_code()
-    }
-}
-
-impl fmt::Display for Stopped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "stopped by {}: {} is what it was before", self.signal.name(), self.target)
-    }
-}
-
-impl std::error::Error for Stopped {}
-
-#[derive(Debug, Clone, Copy)]
-enum Signal {
-    Hangup,
-    Interrupt,
-    Terminate,
-}
-
-impl Signal {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Hangup => "SIGHUP",
-            Self::Interrupt => "SIGINT",
-            Self::Terminate => "SIGTERM",
-        }
-    }
-
-    const fn exit_code(self) -> u8 {
-        match self {
-            Self::Hangup => 129,
-            Self::Interrupt => 130,
-            Self::Terminate => 143,
-        }
-    }
-}
-
-/// Cancels `stop` with the first signal, and tells which it was. A second one ends the process at once.
-fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<std::sync::Arc<OnceLock<Signal>>> {
-    let watch = |kind, name| signal(kind).with_context(|| format!("cannot watch {name}"));
-    let mut hangup = watch(SignalKind::hangup(), "SIGHUP")?;
-    let mut interrupt = watch(SignalKind::interrupt(), "SIGINT")?;
-    let mut terminate = watch(SignalKind::terminate(), "SIGTERM")?;
-    let heard = std::sync::Arc::new(OnceLock::new());
-    let first = std::sync::Arc::clone(&heard);
-    // Lives as long as the process: it is the one that hears the second signal.
-    tokio::spawn(async move {
-        loop {
-            let signal = tokio::select! {
-                _ = hangup.recv() => Signal::Hangup,
-                _ = interrupt.recv() => Signal::Interrupt,
-                _ = terminate.recv() => Signal::Terminate,
-            };
-            if first.set(signal).is_err() {
-                std::process::exit(i32::from(signal.exit_code()));
-            }
-            stop.cancel();
-        }
-    });
-    Ok(heard)
-}
-
-fn options(args: &ConvertArgs) -> anyhow::Result<ConvertOptions> {
-    let platforms = match (args.platform.as_slice(), args.all_platforms) {
+/// Which images of an index the flags name.
+pub fn platforms(args: &ConvertArgs) -> Platforms {
+    match (args.platform.as_slice(), args.all_platforms) {
         ([], false) => Platforms::Present,
         ([], true) => Platforms::All,
         (wanted, _) => Platforms::Only(wanted.to_vec()),
-    };
+    }
+}
+
+/// What the flags ask for. The files of `record` come before those of the flags.
+pub fn options(args: &ConvertArgs, record: Option<&str>) -> anyhow::Result<ConvertOptions> {
     let layer = estargz::Options {
         format: match args.zstdchunked {
             None => Format::Estargz,
@@ -133,6 +60,9 @@ fn options(args: &ConvertArgs) -> anyhow::Result<ConvertOptions> {
         workers: None,
     };
     let mut prefetch = Prefetch::default();
+    if let Some(record) = record {
+        prefetch.add_record(record)?;
+    }
     if let Some(path) = &args.estargz_record_in {
         let text = read_list(path, "--estargz-record-in")?;
         prefetch.add_record(&text).with_context(|| format!("--estargz-record-in {}", path.display()))?;
@@ -142,11 +72,12 @@ fn options(args: &ConvertArgs) -> anyhow::Result<ConvertOptions> {
         prefetch.add_list(&text).with_context(|| format!("--prefetch-list {}", path.display()))?;
     }
     Ok(ConvertOptions {
-        platforms,
+        platforms: platforms(args),
         layer,
         prefetch,
         reuse: args.reuse,
         force: args.force,
+        verbatim: false,
         skip_unconvertible: args.skip_unconvertible,
         jobs: args.jobs,
         cache: cache_dir(|name| std::env::var_os(name).map(PathBuf::from)),

@@ -10,7 +10,7 @@ help:
 	@echo 'make test   unit, property and end-to-end tests (root, network namespaces, containerd)'
 	@echo 'make lint   format, clippy, licences and bans'
 	@echo 'make bench  memory, start time, lazy layers and conversion beside their peers; fails if a promise is not kept'
-	@echo 'make peers  the newest converters and the snapshotter of others, for tests and benchmarks; needs Go, optional'
+	@echo 'make peers  newer containerds, and converters and snapshotter of others, for tests and benchmarks; needs Go, optional'
 	@echo 'make fuzz   every decoder for FUZZ_SECONDS (60) each'
 	@echo 'make build  the release binary, $(BIN)'
 	@echo 'make clean  what was built and cached'

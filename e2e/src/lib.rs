@@ -5,15 +5,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::missing_errors_doc)]
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use content::Digest;
 use rand::{Rng, SeedableRng};
 use testkit::cage::Cage;
 use testkit::cluster::{Cluster, ClusterOptions};
-use testkit::image::{Entry, Image, layer, programs};
+use testkit::image::{Entry, Image, Layer, layer, programs};
 use testkit::node::Pantala;
 
+pub mod alone;
 pub mod conversions;
+pub mod deaths;
+pub mod private;
 
 /// The annotation in which a manifest names the digest of an eStargz layer's TOC.
 pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
@@ -58,4 +61,30 @@ pub fn layer_bytes_sent(cluster: &Cluster, tag: &str) -> Result<u64> {
 /// What a container prints that sums `/big`.
 pub fn sum_line(sum: &str) -> String {
     format!("{sum}  /big\n")
+}
+
+/// Pushes `lab:mixed`: `lab:esgz` with an ordinary layer above its lowest one, which holds the file `/between`.
+pub fn push_mixed(cluster: &Cluster) -> Result<()> {
+    let mut manifest = cluster.manifest("lab", "esgz")?;
+    let between = Layer::gzip(&layer(&[Entry::file("between", "ordinary\n")])?)?;
+    let digest = manifest["config"]["digest"].as_str().context("a manifest without a config")?;
+    let path = format!("/v2/lab/blobs/{digest}");
+    let config = testkit::http::get(cluster.registry.back(), &path, &[])?.success()?.body;
+    let mut config: serde_json::Value = serde_json::from_slice(&config)?;
+    let diff_ids = config["rootfs"]["diff_ids"].as_array_mut().context("no diffIDs")?;
+    diff_ids.insert(1, between.diff_id.to_string().into());
+    config.as_object_mut().context("no config")?.remove("history");
+    manifest["layers"].as_array_mut().context("no layers")?.insert(
+        1,
+        serde_json::json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": between.digest.to_string(),
+            "size": between.bytes.len(),
+        }),
+    );
+    let config = config.to_string().into_bytes();
+    manifest["config"]["digest"] = Digest::of(&config).to_string().into();
+    manifest["config"]["size"] = config.len().into();
+    let mixed = Image { layers: vec![between], config, manifest: manifest.to_string().into_bytes() };
+    mixed.push(cluster.registry.back(), "lab", "mixed")
 }

@@ -1,40 +1,35 @@
 //! The service is killed with -9 under load, and nobody reads a wrong byte.
 //!
 //! Five containers sum files that arrive slowly, and write down what they get. Beside them somebody reads pages that are
-//! here already, over and over, and measures how long it takes: that is what a death costs. `PANTALA_CRASHES` says how
-//! often the worker dies under each driver; `PANTALA_SEED` when.
+//! here already, over and over, and measures how long it takes: that is what a death costs. The worker alone is killed, or
+//! supervisor, worker and keeper together, where a service manager stores what the keeper keeps. `PANTALA_CRASHES` says
+//! how often under each driver; `PANTALA_SEED` when.
 
 // Helpers of tests may fail as tests do.
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use content::Digest;
+use e2e::deaths::{LONGEST, Probe, kill, processes};
 use e2e::{base_layer, cluster_with, noise};
 use rand::rngs::SmallRng;
+use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
-use rustix::process::{Pid, Signal, kill_process};
 use testkit::cage::{self, Cage, Needs};
 use testkit::cluster::{Cluster, ClusterOptions};
-use testkit::containerd::Snapshotter;
+use testkit::containerd::{Snapshotter, View};
 use testkit::image::{Entry, Image, layer};
 use testkit::net::Shape;
-use testkit::process::wait_until;
+use testkit::process::{READY_LIMIT, wait_until};
+use testkit::service_manager::ServiceManager;
 
 const FILES: u64 = 10;
 const FILE: usize = 3_000_000;
 const CONTAINERS: u64 = 5;
-/// What a death may cost a reader of what is here. A debug build on a busy machine starts slowly.
-const LONGEST: Duration =
-    if cfg!(debug_assertions) { Duration::from_millis(2500) } else { Duration::from_secs(1) };
-
 fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
@@ -52,88 +47,11 @@ fn image() -> Result<(Image, BTreeMap<String, String>)> {
     Ok((Image::new(&[base_layer()?, layer(&entries)?]), sums))
 }
 
-/// Processes of `pantala` in this cage by number, with the parent's number.
-fn processes() -> BTreeMap<u32, u32> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Not `stat`, nor `cmdline`: they wait for a process that waits for its memory.
-        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        // A worker was started through its own executable's link.
-        let is_ours = matches!(field("Name:"), Some("pantala" | "exe"));
-        if !is_ours || field("State:").is_some_and(|state| state.starts_with('Z')) {
-            continue;
-        }
-        let parent = field("PPid:").and_then(|parent| parent.parse().ok()).unwrap_or(0);
-        found.insert(process, parent);
-    }
-    found
-}
-
-fn kill(process: u32) {
-    let process = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process number");
-    let _ = kill_process(process, Signal::KILL);
-}
-
 fn worker(cluster: &mut Cluster) -> Result<u32> {
     let supervisor = cluster.machines[0].node.daemon().pid();
     wait_until("a worker", Duration::from_secs(10), || {
         processes().into_iter().find(|(_, parent)| *parent == supervisor).map(|(process, _)| process)
     })
-}
-
-/// Reads pages of a file that are on this machine, but in no cache, until it is stopped.
-struct Probe {
-    stop: Arc<AtomicBool>,
-    /// The longest wait since it was last asked, in microseconds.
-    longest: Arc<AtomicU64>,
-    reads: Arc<AtomicU64>,
-    thread: std::thread::JoinHandle<Result<()>>,
-}
-
-impl Probe {
-    fn start(file: &Path) -> Result<Self> {
-        let (file, expected) = (fs::File::open(file)?, noise(99, FILE));
-        let mut all = vec![0; FILE];
-        file.read_exact_at(&mut all, 0)?;
-        ensure!(all == expected, "the probe is wrong before anything happened");
-        let (stop, longest, reads) =
-            (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let told = (Arc::clone(&stop), Arc::clone(&longest), Arc::clone(&reads));
-        let thread = std::thread::spawn(move || -> Result<()> {
-            let mut chance = SmallRng::seed_from_u64(7);
-            while !told.0.load(Ordering::Relaxed) {
-                let at = chance.random_range(0..FILE - 4096);
-                let mut page = [0; 4096];
-                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
-                let began = Instant::now();
-                file.read_exact_at(&mut page, at as u64).context("a page that is here cannot be read")?;
-                let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                told.1.fetch_max(took, Ordering::Relaxed);
-                ensure!(page == expected[at..at + 4096], "wrong bytes at {at} of the probe");
-                told.2.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Ok(())
-        });
-        Ok(Self { stop, longest, reads, thread })
-    }
-
-    /// Waits until some more reads were answered; the longest wait until then.
-    fn longest(&self) -> Result<Duration> {
-        let goal = self.reads.load(Ordering::Relaxed) + 20;
-        wait_until("answers after a death", Duration::from_secs(40), || {
-            (self.reads.load(Ordering::Relaxed) >= goal || self.thread.is_finished()).then_some(())
-        })?;
-        ensure!(!self.thread.is_finished(), "the probe failed");
-        Ok(Duration::from_micros(self.longest.swap(0, Ordering::Relaxed)))
-    }
-
-    fn end(self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
-    }
 }
 
 /// Sums all files, beginning somewhere, again and again, and writes down what it sees.
@@ -157,61 +75,143 @@ fn summed(cluster: &Cluster, container: &str, sums: &BTreeMap<String, String>) -
     Ok(files)
 }
 
-fn killed_at_any_instant(cage: &Cage, driver: &str) -> Result<()> {
-    let (crashes, seed) = (number("PANTALA_CRASHES", 6), number("PANTALA_SEED", 1));
-    let mut chance = SmallRng::seed_from_u64(seed);
-    let (image, sums) = image()?;
-    let options = ClusterOptions {
-        seed: false,
-        snapshotter_extra: format!("no_background_fetch = true\ndriver = \"{driver}\""),
-        ..ClusterOptions::default()
-    };
-    let mut cluster = cluster_with(cage, &image, options)?;
-    let lazy = cluster.reference("lab:esgz");
-    cluster.machines[0].containerd.rpull(&lazy)?;
-    let view = cluster.machines[0].containerd.view(&lazy, Snapshotter::Stargz)?;
-    let probe = Probe::start(&view.path().join("data/probe"))?;
-    // So slow that files arrive all the time.
-    cluster.shape(Shape::mbit(if crashes > 20 { 4 } else { 16 }))?;
-    let mut containers = Vec::new();
-    for container in 0..CONTAINERS {
-        let program = reading(container * 2);
-        let program = ["/bin/sh", "-c", &program];
-        containers.push(cluster.machines[0].containerd.run_detached(&lazy, Snapshotter::Stargz, &program)?);
+/// A cluster with five containers that read all the time, and the probe.
+struct Lab {
+    cluster: Cluster,
+    lazy: String,
+    sums: BTreeMap<String, String>,
+    view: View,
+    probe: Probe,
+    containers: Vec<String>,
+    /// How often somebody dies.
+    crashes: u64,
+    chance: SmallRng,
+    /// For people.
+    title: String,
+}
+
+impl Lab {
+    /// With a manager, it is its service from the beginning.
+    fn start(cage: &Cage, driver: &str, manager: Option<&ServiceManager>) -> Result<Self> {
+        let (crashes, seed) = (number("PANTALA_CRASHES", 6), number("PANTALA_SEED", 1));
+        let (image, sums) = image()?;
+        let options = ClusterOptions {
+            seed: false,
+            snapshotter_extra: format!("no_background_fetch = true\ndriver = \"{driver}\""),
+            ..ClusterOptions::default()
+        };
+        let mut cluster = cluster_with(cage, &image, options)?;
+        if let Some(manager) = manager {
+            cluster.machines[0].node.stop()?;
+            cluster.machines[0].node.start_under(manager)?;
+        }
+        let lazy = cluster.reference("lab:esgz");
+        // containerd, which has nothing there yet, does not look at once whether its snapshotter is back.
+        wait_until("a pull", READY_LIMIT, || cluster.machines[0].containerd.rpull(&lazy).ok())?;
+        let view = cluster.machines[0].containerd.view(&lazy, Snapshotter::Stargz)?;
+        let probe = Probe::start(&view.path().join("data/probe"), noise(99, FILE))?;
+        let (chance, title) = (SmallRng::seed_from_u64(seed), format!("driver {driver}, seed {seed}"));
+        let containers = Vec::new();
+        Ok(Self { cluster, lazy, sums, view, probe, containers, crashes, chance, title })
     }
-    probe.longest()?;
-    let mut stalls = Vec::new();
-    for crash in 0..crashes {
-        std::thread::sleep(Duration::from_millis(chance.random_range(0..900)));
-        let worker = worker(&mut cluster)?;
-        probe.longest.store(0, Ordering::Relaxed);
-        kill(worker);
-        let stall =
-            probe.longest().with_context(|| format!("driver {driver}, seed {seed}, crash {crash}"))?;
-        stalls.push(stall);
+
+    /// From now on files arrive slowly, and are read.
+    fn load(&mut self) -> Result<()> {
+        self.cluster.shape(Shape::mbit(if self.crashes > 20 { 4 } else { 16 }))?;
+        for container in 0..CONTAINERS {
+            let program = reading(container * 2);
+            let program = ["/bin/sh", "-c", &program];
+            let containerd = &self.cluster.machines[0].containerd;
+            self.containers.push(containerd.run_detached(&self.lazy, Snapshotter::Stargz, &program)?);
+        }
+        self.probe.longest().map(drop)
     }
-    stalls.sort();
-    println!("driver {driver}, seed {seed}: {crashes} deaths of the worker, stalls {stalls:?}");
-    cluster.registry_host.unshape()?;
-    let before: Vec<_> =
-        containers.iter().map(|name| summed(&cluster, name, &sums)).collect::<Result<_>>()?;
-    wait_until("the containers to get on", Duration::from_mins(1), || {
-        let now = containers.iter().map(|name| summed(&cluster, name, &sums).ok());
-        now.zip(&before).all(|(now, before)| now.is_some_and(|now| now > before + 10)).then_some(())
+
+    /// Lets `die` happen again and again; the longest wait of a reader for what is here.
+    fn crash(&mut self, mut die: impl FnMut(&mut Cluster, &mut SmallRng) -> Result<()>) -> Result<Duration> {
+        let mut stalls = Vec::new();
+        for crash in 0..self.crashes {
+            std::thread::sleep(Duration::from_millis(self.chance.random_range(0..900)));
+            self.probe.reset();
+            let crashed = die(&mut self.cluster, &mut self.chance).and_then(|()| self.probe.longest());
+            stalls.push((crashed.with_context(|| format!("{}, crash {crash}", self.title))?, crash));
+        }
+        stalls.sort();
+        let at = |part: usize| stalls.get(stalls.len() * part / 100).or(stalls.last()).copied();
+        let longest = stalls.last().copied().unwrap_or_default();
+        println!(
+            "{}: {} deaths, stalls: half below {:?}, 9 of 10 below {:?}, the longest {:?} at {}",
+            self.title,
+            stalls.len(),
+            at(50).unwrap_or_default().0,
+            at(90).unwrap_or_default().0,
+            longest.0,
+            longest.1
+        );
+        Ok(longest.0)
+    }
+
+    /// All containers get on, and nobody has seen a wrong byte.
+    fn goes_on(&mut self) -> Result<()> {
+        self.cluster.registry_host.unshape()?;
+        let all = |lab: &Self| -> Result<Vec<usize>> {
+            lab.containers.iter().map(|name| summed(&lab.cluster, name, &lab.sums)).collect()
+        };
+        let before = all(self)?;
+        wait_until("the containers to get on", Duration::from_mins(1), || {
+            let now = all(self).ok()?;
+            now.iter().zip(&before).all(|(now, before)| *now > before + 10).then_some(())
+        })?;
+        println!("{}: files summed by each container: {:?}", self.title, all(self)?);
+        ensure!(self.probe.goes_on(), "the probe failed");
+        Ok(())
+    }
+}
+
+fn worker_killed(cage: &Cage, driver: &str) -> Result<()> {
+    let mut lab = Lab::start(cage, driver, None)?;
+    lab.load()?;
+    let longest = lab.crash(|cluster, _| {
+        kill(worker(cluster)?);
+        Ok(())
     })?;
-    for container in &containers {
-        println!("{container}: {} files summed", summed(&cluster, container, &sums)?);
-    }
-    probe.end()?;
-    let longest = stalls.last().copied().unwrap_or_default();
+    lab.goes_on()?;
     ensure!(longest <= LONGEST, "a death cost {longest:?}");
+    let Lab { mut cluster, lazy, sums, view, probe, containers, .. } = lab;
+    probe.end()?;
     rebooted(&mut cluster, &view, &containers, &lazy, driver, &sums)
 }
 
-/// Everything is killed at once and unmounted, as a machine's reset does; what is there afterwards is right.
+/// Supervisor, worker and keeper die, one quickly after the other in any order, and come back with what is stored.
+fn all_killed(cage: &Cage, driver: &str) -> Result<()> {
+    let manager = ServiceManager::start(cage.dir())?;
+    let mut lab = Lab::start(cage, driver, Some(&manager))?;
+    lab.load()?;
+    let longest = lab.crash(|cluster, chance| {
+        let others: Vec<_> = cluster.scheduler.iter().map(testkit::process::Daemon::pid).collect();
+        let mut all: Vec<_> = processes().into_keys().filter(|process| !others.contains(process)).collect();
+        all.shuffle(chance);
+        all.into_iter().for_each(kill);
+        let node = &mut cluster.machines[0].node;
+        node.daemon().kill()?;
+        // Whoever was being started just then.
+        wait_until("the end of all", Duration::from_secs(10), || {
+            let left: Vec<_> = processes().into_keys().filter(|process| !others.contains(process)).collect();
+            left.iter().copied().for_each(kill);
+            left.is_empty().then_some(())
+        })?;
+        node.start_under(&manager)
+    })?;
+    lab.goes_on()?;
+    ensure!(longest <= LONGEST * 3, "the death of all cost {longest:?}");
+    lab.probe.end()
+}
+
+/// Everything is killed at once and unmounted, as a machine's reset does. All files have been read by then, and what the
+/// chunk maps call present is read without another look: it must be right. The registry is gone.
 fn rebooted(
     cluster: &mut Cluster,
-    view: &testkit::containerd::View,
+    view: &View,
     containers: &[String],
     lazy: &str,
     driver: &str,
@@ -221,6 +221,8 @@ fn rebooted(
         cluster.machines[0].containerd.remove(container)?;
     }
     cluster.machines[0].containerd.close(view)?;
+    // What came last is on disk, too.
+    std::thread::sleep(Duration::from_secs(3));
     let others: Vec<_> = cluster.scheduler.iter().map(testkit::process::Daemon::pid).collect();
     for process in processes().into_keys().filter(|process| !others.contains(process)) {
         kill(process);
@@ -235,6 +237,7 @@ fn rebooted(
     }
     ensure!(testkit::node::mounts_below(below)?.is_empty(), "something is still mounted");
     fs::write("/proc/sys/vm/drop_caches", "3")?;
+    cluster.registry_host.plug(false)?;
     let machine = &mut cluster.machines[0];
     machine.node.start_again()?;
     machine.containerd.wait_for_plugin()?;
@@ -246,15 +249,28 @@ fn rebooted(
     )?;
     let expected: Vec<_> = sums.iter().map(|(file, sum)| format!("{sum}  {file}")).collect();
     ensure!(printed.stdout.lines().eq(&expected), "after everything was killed: {}", printed.stdout);
+    let sources = machine.node.sources()?;
+    // What a worker had not noted yet when it was killed comes from the store of pieces: the kernel had it all the time.
+    ensure!(sources.fetched() == 0, "bytes came from somewhere: {sources:?}");
     Ok(())
 }
 
 #[test]
 fn a_killed_worker_costs_a_moment_and_no_byte_with_fuse() {
-    cage::test(Needs::Containers, |cage| killed_at_any_instant(cage, "fuse"));
+    cage::test(Needs::Containers, |cage| worker_killed(cage, "fuse"));
 }
 
 #[test]
 fn a_killed_worker_costs_a_moment_and_no_byte_with_native() {
-    cage::test(Needs::Containers, |cage| killed_at_any_instant(cage, "native"));
+    cage::test(Needs::Containers, |cage| worker_killed(cage, "native"));
+}
+
+#[test]
+fn all_killed_together_they_come_back_and_nobody_reads_a_hole_with_fuse() {
+    cage::test(Needs::Containers, |cage| all_killed(cage, "fuse"));
+}
+
+#[test]
+fn all_killed_together_they_come_back_and_nobody_reads_a_hole_with_native() {
+    cage::test(Needs::Containers, |cage| all_killed(cage, "native"));
 }

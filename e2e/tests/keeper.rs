@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use content::Digest;
+use e2e::deaths::{keeper, kill, original};
 use e2e::{base_layer, noise};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use testkit::cage::{self, Cage, Needs};
 use testkit::cluster::{Cluster, ClusterOptions, Machine};
 use testkit::containerd::Snapshotter;
@@ -20,31 +21,6 @@ use testkit::process::wait_until;
 const LIMIT: Duration = Duration::from_secs(30);
 /// Files that nobody has read before: one for each disaster.
 const FILES: [&str; 7] = ["before", "worker", "supervisor", "keeper", "both", "upgrade", "after"];
-
-fn kill(pid: u32) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
-    kill_process(pid, Signal::KILL)?;
-    Ok(())
-}
-
-/// The keeper of a root.
-fn keeper(root: &Path) -> Option<u32> {
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-        let root = root.as_os_str().as_encoded_bytes();
-        let is_it = words.get(1) == Some(&&b"keeper"[..]) && words.get(3) == Some(&root);
-        is_it.then(|| entry.file_name().to_str()?.parse().ok())?
-    })
-}
-
-/// The program under test.
-fn original() -> Result<PathBuf> {
-    match std::env::var_os("PANTALA_BIN") {
-        Some(path) => Ok(path.into()),
-        None => Ok(std::env::current_exe()?.ancestors().nth(2).context("no directory")?.join("pantala")),
-    }
-}
 
 /// A node with a running container of an image with [`FILES`], of which nothing was read yet.
 struct Lab {
@@ -115,20 +91,20 @@ fn a_container_reads_on(cage: &Cage, driver: &str) -> Result<()> {
     for name in FILES {
         let node = &mut lab.machine().node;
         match name {
-            "worker" => kill(node.daemon().worker())?,
+            "worker" => kill(node.daemon().worker()),
             "supervisor" => {
                 node.daemon().kill()?;
                 node.start_again()?;
             }
-            "keeper" => kill(keeper(&root).context("no keeper")?)?,
+            "keeper" => kill(keeper(&root).context("no keeper")?),
             "both" => {
                 // Whoever was killed before has been replaced.
                 let keeper = wait_until("a keeper", LIMIT, || {
                     keeper(&root).filter(|_| root.join("keeper.sock").exists())
                 })?;
                 std::thread::sleep(Duration::from_millis(500));
-                kill(node.daemon().worker())?;
-                kill(keeper)?;
+                kill(node.daemon().worker());
+                kill(keeper);
             }
             "upgrade" => {
                 let fresh = cage.dir().join("pantala.new");

@@ -5,13 +5,20 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use content::{ByteRange, RangeSet};
+use e2e::alone::{Alone, mirrors};
 use e2e::{base_layer, big_file_image, cluster_with, noise, sum_line};
+use estargz::{TailState, Toc, TocLimits};
 use testkit::cage::{self, Cage, Needs};
-use testkit::cluster::ClusterOptions;
-use testkit::containerd::Snapshotter;
+use testkit::cluster::{Cluster, ClusterOptions, LayerDescriptor};
+use testkit::containerd::{Containerd, Snapshotter};
 use testkit::image::{Entry, Image, layer};
+use testkit::node::Pantala;
 use testkit::process::run;
+
+/// What is asked for of a blob's end, to find its table of contents in it.
+const TAIL: u64 = 512 << 10;
 
 fn options(driver: &str) -> ClusterOptions {
     ClusterOptions {
@@ -61,6 +68,122 @@ fn eight_readers_of_one_cold_range_are_one_request_with_fuse() {
 #[test]
 fn eight_readers_of_one_cold_range_are_one_request_with_native() {
     cage::test(Needs::Containers, |cage| eight_readers(cage, "native"));
+}
+
+/// What the registry sends for a started container is what it touches: 1.1 times the compressed chunks, and the TOCs.
+fn bytes_of_a_start(cage: &Cage, driver: &str) -> Result<()> {
+    // Files of many sizes, so that neighbours of what is read could come along.
+    let mut files = vec![Entry::dir("data")];
+    for (number, len) in (0..).zip([100, 3000, 40_000, 9_000_000, 200_000, 70_000, 6_000_000, 500, 120_000]) {
+        files.push(Entry::file(&format!("data/{number}"), noise(number, len)));
+    }
+    let cluster = cluster_with(cage, &Image::new(&[base_layer()?, layer(&files)?]), options(driver))?;
+    let lazy = cluster.reference("lab:esgz");
+    let program = "/bin/sha256sum /data/1 /data/5; /bin/head -c 100 /data/3 > /dev/null; /bin/ls /data";
+    let start = |containerd: &Containerd| -> Result<()> {
+        containerd.rpull(&lazy)?;
+        containerd.run(&lazy, Snapshotter::Stargz, &["/bin/sh", "-c", program]).map(drop)
+    };
+    // A node says what was touched; it fetches whole pieces, so that others can have them too.
+    start(&cluster.machines[0].containerd)?;
+    let status = cluster.machines[0].node.status()?;
+    let by_pieces = cluster.registry.meter.reset().blob_bytes();
+
+    let name = cluster.registry.name();
+    let config = options(driver).snapshotter_extra + "\n" + &mirrors(&name, &[&name]);
+    let (host, dir) = (cluster.network.host("alone")?, cage.dir().join("alone"));
+    let alone = Alone::start(cage, &Pantala::locate()?, &host, &dir, &config)?;
+    start(&alone.containerd)?;
+    let counts = cluster.registry.meter.counts();
+
+    let layers = cluster.layers("lab", "esgz")?;
+    let (mut touched, mut tocs) = (0, 0);
+    for (layer, read) in layers.iter().zip([None, Some([("data/1", 0), ("data/5", 0), ("data/3", 100)])]) {
+        let blob = Blob::read(&cluster, layer)?;
+        tocs += blob.toc_len;
+        touched += if let Some(files) = read {
+            blob.touched(&files)?
+        } else {
+            // Nearly all of it: what is compressed is taken to be as much smaller everywhere.
+            let shown = status["layers"].as_array().context("no layers")?;
+            let shown = shown.iter().find(|shown| shown["digest"] == layer.digest.as_str());
+            let shown = shown.with_context(|| format!("no layer {} in {status}", layer.digest))?;
+            let number = |key: &str| shown[key].as_u64().context("no number");
+            blob.compressed() * number("touched")? / number("size")?
+        };
+        let sent = counts.unique.get(&layer.digest).map_or(0, RangeSet::len);
+        println!("{driver}: {sent} bytes of a layer; until now {touched} touched, {tocs} of TOCs");
+    }
+    let is_layer = |digest: &str| layers.iter().any(|layer| layer.digest == digest);
+    let sent = counts.bytes_of(is_layer);
+    // A TOC is asked for before anybody knows how long it is; what comes with it is not asked for as a chunk.
+    let ends = u64::try_from(layers.len())? * TAIL;
+    let mut of_ends = 0;
+    let end = |range: &Option<String>| range.as_ref().is_some_and(|range| range.starts_with("bytes=-"));
+    for access in counts.blobs().filter(|access| access.blob().is_some_and(is_layer) && end(&access.range)) {
+        of_ends += access.bytes;
+    }
+    println!(
+        "{driver}: {sent} bytes, {of_ends} of them ends of blobs; {touched} were touched, {tocs} are TOCs"
+    );
+    println!("{driver}: {by_pieces} bytes where nodes share pieces");
+    ensure!(of_ends <= ends.max(tocs), "{driver}: {of_ends} bytes for tables of contents");
+    let (sent, most) = (sent - of_ends, touched * 11 / 10);
+    ensure!(sent <= most, "{driver}: {sent} bytes of chunks were sent, where {most} would do");
+    // Pieces have 64 KiB, and there are two for each end of what is read.
+    let most = most + ends + 64 * 1024 * 2 * 16;
+    ensure!(by_pieces <= most, "{driver}: {by_pieces} bytes were sent, where {most} would do");
+    alone.containerd.remove_image(&lazy)
+}
+
+/// A blob, and where its chunks lie.
+struct Blob {
+    toc: Toc,
+    /// Bytes behind the last chunk: TOC and footer.
+    toc_len: u64,
+}
+
+impl Blob {
+    fn read(cluster: &Cluster, layer: &LayerDescriptor) -> Result<Self> {
+        let path = format!("/v2/lab/blobs/{}", layer.digest);
+        let blob = testkit::http::get(cluster.registry.back(), &path, &[])?.success()?.body;
+        let len = blob.len() as u64;
+        let TailState::Toc { json, toc_offset, .. } = estargz::open_tail(&blob, len)? else {
+            bail!("no table of contents in {}", layer.digest)
+        };
+        let toc = Toc::parse(&json, toc_offset, &TocLimits::default())?;
+        Ok(Self { toc, toc_len: len - toc_offset })
+    }
+
+    /// Compressed bytes of all chunks.
+    fn compressed(&self) -> u64 {
+        let mut all = RangeSet::default();
+        self.toc.chunks().for_each(|chunk| all.insert(chunk.blob));
+        all.len()
+    }
+
+    /// Compressed bytes of the chunks of the first bytes of some files; 0 is all of a file.
+    fn touched(&self, files: &[(&str, u64)]) -> Result<u64> {
+        let mut touched = RangeSet::default();
+        for (path, len) in files {
+            let inode = self.toc.find(path.as_bytes()).with_context(|| format!("no {path}"))?;
+            let len = if *len == 0 { u64::MAX } else { *len };
+            for number in self.toc.chunks_of(inode, ByteRange::new(0, len)) {
+                touched.insert(self.toc.chunk(number).context("no such chunk")?.blob);
+            }
+        }
+        Ok(touched.len())
+    }
+}
+
+#[test]
+fn a_started_container_costs_the_registry_what_it_touches_with_fuse() {
+    cage::test(Needs::Containers, |cage| bytes_of_a_start(cage, "fuse"));
+}
+
+#[test]
+fn a_started_container_costs_the_registry_what_it_touches_with_native() {
+    cage::test(Needs::Containers, |cage| bytes_of_a_start(cage, "native"));
 }
 
 /// The snapshotter's root is a file system that fills up before a container reads more than there is room for.

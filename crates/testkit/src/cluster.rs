@@ -10,8 +10,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cage::Cage;
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, ContainerdOptions, Version};
 use crate::http;
+use crate::image;
 use crate::meter::MeterOptions;
 use crate::net::{Host, Network, Shape};
 use crate::node::{Node, NodeConfig, Pantala, SCHEDULER_PORT, snapshotter_socket};
@@ -29,6 +30,12 @@ pub struct ClusterOptions {
     pub join_token: Option<String>,
     /// The round trip to the registry.
     pub round_trip: Duration,
+    /// The nodes' containerds. Their registry is known to them.
+    pub containerd: ContainerdOptions,
+    /// Their versions in turn; none: all as `containerd` says.
+    pub versions: Vec<Version>,
+    /// Whether they speak CRI. The registry then has the pods' own image as `lab:pause`.
+    pub cri: bool,
     /// More keys for each node's YAML file, whole lines.
     pub node_extra: String,
     /// More keys for each snapshotter's TOML file.
@@ -42,6 +49,9 @@ impl Default for ClusterOptions {
             seed: true,
             join_token: Some("a-secret-of-this-lab".into()),
             round_trip: Duration::ZERO,
+            containerd: ContainerdOptions::default(),
+            versions: Vec::new(),
+            cri: false,
             node_extra: String::new(),
             snapshotter_extra: String::new(),
         }
@@ -107,6 +117,9 @@ impl Cluster {
         let round_trip = options.round_trip;
         let registry =
             Registry::start(&registry_host, &cage.dir().join("registry"), MeterOptions { round_trip })?;
+        if options.cri {
+            image::pause()?.push(registry.back(), "lab", "pause")?;
+        }
         Ok(Self {
             machines: Vec::new(),
             seed: None,
@@ -144,7 +157,16 @@ impl Cluster {
             let dir = self.dir.join(&name);
             let node = Node::start(&self.pantala, &host, &dir, self.node_config())?;
             let plugin = snapshotter_socket(&dir);
-            let containerd = Containerd::start(&host, &dir.join("containerd"), &self.tag, &plugin)?;
+            let mut options = self.options.containerd.clone();
+            options.plain_http.push(self.registry.name());
+            if self.options.cri {
+                options.sandbox_image = Some(self.reference("lab:pause"));
+            }
+            if let Some(version) = self.options.versions.iter().cycle().nth(number - 1) {
+                options.version = *version;
+            }
+            let dir = dir.join("containerd");
+            let containerd = Containerd::start_with(&host, &dir, &self.tag, &plugin, &options)?;
             self.machines.push(Machine { containerd, node, host });
         }
         Ok(())

@@ -1,20 +1,27 @@
 //! One containerd per host, with folders of its own, and the two clients that drive it.
 //!
-//! It is Debian's containerd 1.6 as an administrator would configure it: `proxy_plugins.stargz` at the socket of the
-//! snapshotter under test, everything that the lab does not use switched off. `ctr` pulls and runs; `ctr-remote`
-//! (package stargz-snapshotter) pulls lazily, as nerdctl does, with the labels that a lazy snapshotter needs.
+//! It is Debian's containerd 1.6, or a newer one where it was built, as an administrator would configure it:
+//! `proxy_plugins.stargz` at the socket of the snapshotter under test, everything that the lab does not use switched off.
+//! `ctr` pulls and runs; `ctr-remote` (package stargz-snapshotter) pulls lazily, as nerdctl does, with the labels that a
+//! lazy snapshotter needs; [`Cri`] asks as the kubelet does.
+
+mod options;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use content::Digest;
 use serde_json::Value;
 
+use crate::cri::Cri;
 use crate::net::Host;
 use crate::process::{Daemon, Printed, READY_LIMIT, run, run_timed, wait_until};
+
+pub use options::{ContainerdOptions, Version};
 
 /// Which snapshotter holds an image's layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,61 +64,83 @@ pub struct Containerd {
     host: Host,
     dir: PathBuf,
     namespace: String,
-    next: AtomicU32,
+    version: Version,
+    /// The number of the next container or view: names are not used twice, whatever the namespace.
+    next: Arc<AtomicU32>,
 }
 
 impl Containerd {
-    /// Starts containerd on `host` with everything below `dir`. `tag` ([`crate::cage::Cage::tag`]) keeps the names of its
-    /// control groups apart from other labs'. `plugin` is the socket of the snapshotter under test.
+    /// Starts Debian's containerd on `host` with everything below `dir`, without CRI. `tag` ([`crate::cage::Cage::tag`])
+    /// keeps the names of its control groups apart from other labs'. `plugin` is the socket of the snapshotter under test.
     pub fn start(host: &Host, dir: &Path, tag: &str, plugin: &Path) -> Result<Self> {
+        Self::start_with(host, dir, tag, plugin, &ContainerdOptions::default())
+    }
+
+    /// The same with another containerd, or other settings.
+    pub fn start_with(
+        host: &Host,
+        dir: &Path,
+        tag: &str,
+        plugin: &Path,
+        options: &ContainerdOptions,
+    ) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let show = |name: &str| dir.join(name).display().to_string();
-        fs::write(
-            dir.join("config.toml"),
-            format!(
-                r#"version = 2
-root = "{root}"
-state = "{state}"
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-]
-
-[grpc]
-  address = "{socket}"
-
-[plugins."io.containerd.internal.v1.opt"]
-  path = "{opt}"
-
-[proxy_plugins.stargz]
-  type = "snapshot"
-  address = "{plugin}"
-"#,
-                root = show("root"),
-                state = show("state"),
-                socket = show("sock"),
-                opt = show("opt"),
-                plugin = plugin.display(),
-            ),
-        )?;
+        fs::write(dir.join("config.toml"), options.config(dir, plugin))?;
         let mut containerd = Self {
             daemon: None,
             host: host.clone(),
             dir: dir.into(),
             namespace: format!("{tag}-{}", host.name()),
-            next: AtomicU32::new(1),
+            version: options.version,
+            next: Arc::default(),
         };
         containerd.start_daemon()?;
         Ok(containerd)
     }
 
     fn start_daemon(&mut self) -> Result<()> {
-        let mut command = self.host.command("containerd");
+        let mut command = self.command("containerd");
         command.args(["--log-level", "warn", "--config"]).arg(self.dir.join("config.toml"));
         let mut daemon = Daemon::start("containerd", &mut command, &self.dir.join("log"))?;
         daemon.wait_for_socket(&self.socket())?;
         self.daemon = Some(daemon);
         Ok(())
+    }
+
+    /// A program of this containerd's own version, on this host.
+    fn command(&self, program: &str) -> Command {
+        let mut command = self.host.command(program);
+        if let Some(folder) = self.version.folder() {
+            let mut path = folder.into_os_string();
+            path.push(":");
+            path.push(std::env::var_os("PATH").unwrap_or_default());
+            command.env("PATH", path);
+        }
+        command
+    }
+
+    /// Which one it is.
+    pub const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The same containerd, as it is seen from another of its namespaces: other images, other names of snapshots. Must not
+    /// be told to restart.
+    #[must_use]
+    pub fn seen_from(&self, namespace: &str) -> Self {
+        Self {
+            daemon: None,
+            host: self.host.clone(),
+            dir: self.dir.clone(),
+            namespace: namespace.into(),
+            version: self.version,
+            next: Arc::clone(&self.next),
+        }
+    }
+
+    /// Asks over CRI, if it was switched on.
+    pub fn cri(&self) -> Result<Cri> {
+        Cri::connect(&self.socket(), &self.namespace)
     }
 
     /// Kills containerd and starts it again. Containers go on meanwhile.
@@ -151,16 +180,27 @@ disabled_plugins = [
     }
 
     fn client(&self, program: &str) -> Command {
-        let mut command = self.host.command(program);
+        let mut command = self.command(program);
         command.arg("-a").arg(self.socket()).args(["-n", &self.namespace]);
         command
     }
 
-    /// Pulls as `ctr` does: nothing is lazy, whichever the snapshotter.
+    /// Pulls as `ctr` does. Version 2 lets the transfer service do it, which knows of lazy layers; before that nothing is
+    /// lazy, whichever the snapshotter.
     pub fn pull(&self, reference: &str, snapshotter: Snapshotter) -> Result<()> {
         let mut command = self.ctr();
         command.args(["images", "pull", "--plain-http", "--snapshotter", snapshotter.name(), reference]);
         run(&mut command).map(drop)
+    }
+
+    /// Pulls as a client does that unpacks by itself and knows of nothing lazy: the snapshotter sees no label at all.
+    pub fn pull_by_client(&self, reference: &str, snapshotter: Snapshotter) -> Result<()> {
+        let mut command = self.ctr();
+        command.args(["images", "pull", "--plain-http", "--snapshotter", snapshotter.name()]);
+        if self.version.is_2() {
+            command.arg("--local");
+        }
+        run(command.arg(reference)).map(drop)
     }
 
     /// Pulls as `ctr` does, asking the hosts that `hosts_dir` names (`<dir>/<registry>/hosts.toml`).
@@ -327,7 +367,7 @@ disabled_plugins = [
     }
 
     fn new_name(&self) -> String {
-        format!("c{}", self.next.fetch_add(1, Ordering::Relaxed))
+        format!("c{}", self.next.fetch_add(1, Ordering::Relaxed) + 1)
     }
 }
 

@@ -11,10 +11,13 @@
 //! * [`registry`], [`meter`] — the registry, and what was asked of it.
 //! * [`shelf`] — a quick registry that is read alone, for benchmarks.
 //! * [`containerd`] — one containerd per host, and the two clients that drive it.
+//! * [`cri`], [`plugin`] — what the kubelet asks of containerd, and containerd of its snapshotter.
 //! * [`image`] — small images made to measure, and a real Python image.
 //! * [`tree`] — two file trees compared, attribute by attribute.
 //! * [`peers`] — other people's converters, where they are built.
 //! * [`node`] — the `pantala` binary: its processes, files and status.
+//! * [`group`] — a control group of a lab's own, which is killed as one.
+//! * [`service_manager`] — what systemd does for a service: hears it, and stores its descriptors.
 //! * [`cluster`] — all of it put together.
 
 // Test support: a lab that cannot be built must stop the test at once, with the place where it happened.
@@ -25,13 +28,18 @@
 pub mod cage;
 pub mod cluster;
 pub mod containerd;
+pub mod cri;
+pub mod group;
+mod grpc;
 pub mod http;
 pub mod image;
 pub mod meter;
 pub mod net;
 pub mod node;
 pub mod peers;
+pub mod plugin;
 pub mod process;
 pub mod registry;
+pub mod service_manager;
 pub mod shelf;
 pub mod tree;

@@ -56,6 +56,8 @@ pub enum Behaviour {
     CutAfter(u64),
     /// The header of a blob comes, its bytes never.
     Stall,
+    /// The same, for ranges alone: lazy readers wait for ever, whoever wants a blob as a whole is served.
+    StallRanges,
     /// One bit is wrong in every part of a blob that is sent: no range of it arrives right, however it is cut.
     Flip,
     /// A whole blob is sent as if it ended after so many bytes: its length says so too, and no range begins after them.
@@ -293,6 +295,7 @@ async fn answer(request: Request<Incoming>, state: &Arc<State>, upstream: &Upstr
     let is_blob = access.method == Method::GET && access.blob().is_some();
     let behaviour = match behaviour {
         _ if !is_blob => Behaviour::Honest,
+        Behaviour::StallRanges if access.range.is_some() => Behaviour::Stall,
         Behaviour::Short(len) => {
             let left = shorten(&mut response, offset, len);
             access.status = response.status().as_u16();

@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cage::Cage;
+use crate::group::Group;
 use crate::http;
 use crate::net::Host;
 use crate::process::{Daemon, run, wait_until};
+use crate::service_manager::ServiceManager;
 
 /// The scheduler's port.
 pub const SCHEDULER_PORT: u16 = 8002;
@@ -102,6 +104,11 @@ impl Pantala {
         Ok(Self { binary })
     }
 
+    /// Where it is.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// A command line on a host. What it remembers of conversions is the cage's own.
     pub fn on(&self, host: &Host) -> Command {
         let mut command = host.command(&self.binary);
@@ -166,6 +173,23 @@ impl Node {
 
     /// Starts it once more, with the same files and state. It must not be running.
     pub fn start_again(&mut self) -> Result<()> {
+        let mut command = self.command();
+        self.launch(&mut command)
+    }
+
+    /// As [`Node::start_again`], as a service of `manager`, which gives it what it stored.
+    pub fn start_under(&mut self, manager: &ServiceManager) -> Result<()> {
+        let (mut command, _given) = manager.service(&self.command())?;
+        self.launch(&mut command)
+    }
+
+    /// As [`Node::start_again`], in the control group that was made for it.
+    pub fn start_in(&mut self, group: &Group) -> Result<()> {
+        let mut command = group.member(&self.command());
+        self.launch(&mut command)
+    }
+
+    fn command(&self) -> Command {
         let mut command = self.pantala.on(&self.host);
         command.args(["node", "--config"]).arg(self.dir.join("node.yaml"));
         if self.config.seed {
@@ -176,8 +200,12 @@ impl Node {
             command.arg("--snapshotter-address").arg(self.snapshotter_socket());
             command.arg("--snapshotter-root").arg(self.dir.join("snapshots"));
         }
+        command
+    }
+
+    fn launch(&mut self, command: &mut Command) -> Result<()> {
         let name = format!("pantala on {}", self.host.name());
-        let mut daemon = Daemon::start(&name, &mut command, &self.dir.join("node.log"))?;
+        let mut daemon = Daemon::start(&name, command, &self.dir.join("node.log"))?;
         let health = SocketAddr::from((self.host.address(), HEALTH_PORT));
         daemon.wait_for("its health port", || {
             http::get(health, "/server/ping", &[]).is_ok_and(|response| response.status == 200)

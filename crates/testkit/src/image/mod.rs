@@ -150,6 +150,12 @@ impl Image {
     }
 }
 
+/// What the first container of each pod runs: nothing, for ever.
+pub fn pause() -> Result<Image> {
+    let tar = layer(&programs(&["sleep"])?)?;
+    Ok(Image::from_layers(vec![Layer::gzip(&tar)?], &json!({"Cmd": ["/bin/sleep", "infinity"]})))
+}
+
 /// This machine's architecture in the words of image configurations.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {

@@ -69,6 +69,8 @@ const STATS: usize = 2000;
 const READS: u64 = 50;
 /// The large file is read so often each time that it is measured warm.
 const AGAIN: usize = 5;
+/// How long after a pull, or a walk, memory is looked at.
+const AT_REST: Duration = Duration::from_secs(4);
 /// Upstream's attributes and names are good for a second.
 const TIMEOUT: Duration = Duration::from_millis(1100);
 
@@ -364,13 +366,13 @@ impl Bench {
         let mut side = self.lab.start(who, &format!("crowd-{}", who.name()))?;
         side.pull(reference)?;
         // What was needed for the pull alone is given back after a moment.
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(AT_REST);
         self.report.add(Measure::Crowd, who, side.memory().now as f64 / 1e6);
         eprintln!("{}:\n{}", who.name(), side.memory_by_process());
         let (layers, files) = image::CROWD;
         let (_, seen) = read::walk(side.root())?;
         anyhow::ensure!(seen > layers * files, "a walk saw {seen} names");
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(AT_REST);
         self.report.add(Measure::CrowdWalked, who, side.memory().now as f64 / 1e6);
         side.end()
     }

@@ -31,6 +31,9 @@ pub struct Facts {
     pub chunk_count: u32,
 }
 
+/// Entries for which there is room before any is read: a number that lies costs no more than that.
+const MOST_AHEAD: usize = 1 << 18;
+
 const KINDS: [Kind; 6] =
     [Kind::Directory, Kind::Regular, Kind::Symlink, Kind::CharDevice, Kind::BlockDevice, Kind::Fifo];
 
@@ -99,7 +102,12 @@ impl Toc {
         let mut input = Input(packed);
         let (nodes, children) = (input.count()?, input.count()?);
         let (xattrs, nanos) = (input.count()?, input.count()?);
-        let nodes = (0..nodes).map(|_| node(&mut input)).collect::<Result<Vec<_>, _>>()?;
+        // As long as they are: what collects results grows by doubling.
+        let mut all = Vec::with_capacity(nodes.min(MOST_AHEAD));
+        for _ in 0..nodes {
+            all.push(node(&mut input)?);
+        }
+        let nodes = all;
         let mut last = (0_u32, ROOT);
         let mut child = || {
             let (name_at, inode) = (input.after(last.0)?, input.after(last.1)?);
@@ -107,7 +115,11 @@ impl Toc {
             last = (name_at.saturating_add(u32::from(name_len)), inode);
             Ok(Child { name_at, inode, name_len })
         };
-        let children = (0..children).map(|_| child()).collect::<Result<Vec<_>, _>>()?;
+        let mut all = Vec::with_capacity(children.min(MOST_AHEAD));
+        for _ in 0..children {
+            all.push(child()?);
+        }
+        let children = all;
         let mut span = || Ok(Span { at: input.number()?, len: input.number()? });
         let xattrs = (0..xattrs).map(|_| Ok((span()?, span()?))).collect::<Result<Vec<_>, _>>()?;
         let mut nano = || Ok((input.number()?, input.number()?));

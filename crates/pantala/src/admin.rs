@@ -91,13 +91,28 @@ pub struct StatusSocket {
     path: PathBuf,
 }
 
+/// How long a process that was killed may go on listening: the kernel closes what it had after it is seen to be dead.
+const LAST_BREATH: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Whether a living process answers on the socket `path`. Blocks for a moment if one does.
+pub(crate) fn is_taken(path: &Path) -> bool {
+    let until = std::time::Instant::now() + LAST_BREATH;
+    while std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if std::time::Instant::now() >= until {
+            return true;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    false
+}
+
 impl StatusSocket {
     /// Binds the socket. One that was left behind by a killed process is replaced.
     ///
     /// # Errors
     /// If a living process answers there, or the directory is not writable.
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if is_taken(path) {
             anyhow::bail!(
                 "another process answers on {}: stop it, or give this one its own dataDir (a snapshotter: --root)",
                 path.display()

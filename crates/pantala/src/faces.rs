@@ -109,7 +109,7 @@ fn unix(path: &Path, mode: u32) -> anyhow::Result<Listener> {
     if let Some(dir) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir)?;
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+    if crate::admin::is_taken(path) {
         bail!("another process answers there");
     }
     match std::fs::symlink_metadata(path) {

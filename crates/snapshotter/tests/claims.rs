@@ -164,6 +164,13 @@ impl LayerMount for Place {
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A test that ends without a stop leaves nothing either.
+        let _gone = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
 /// Who calls is found by its sockets, and all tests are one process: those that want containerd to be gone are alone.
 static ALONE: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
 

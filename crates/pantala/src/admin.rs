@@ -5,8 +5,7 @@
 //! the process lives and whether it sees its scheduler.
 
 use std::convert::Infallible;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +17,12 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::status::Status;
+use crate::unix::{UnixError, UnixFace};
 
 /// Name of the status socket below a node's data directory.
 pub const SOCKET_NAME: &str = "pantala.sock";
@@ -86,25 +86,7 @@ pub async fn serve_health(listener: TcpListener, answers: Arc<dyn Answers>, shut
 }
 
 /// A bound status socket; the file goes when this does.
-pub struct StatusSocket {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-/// How long a process that was killed may go on listening: the kernel closes what it had after it is seen to be dead.
-const LAST_BREATH: std::time::Duration = std::time::Duration::from_millis(500);
-
-/// Whether a living process answers on the socket `path`. Blocks for a moment if one does.
-pub(crate) fn is_taken(path: &Path) -> bool {
-    let until = std::time::Instant::now() + LAST_BREATH;
-    while std::os::unix::net::UnixStream::connect(path).is_ok() {
-        if std::time::Instant::now() >= until {
-            return true;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    false
-}
+pub struct StatusSocket(UnixFace);
 
 impl StatusSocket {
     /// Binds the socket. One that was left behind by a killed process is replaced.
@@ -112,29 +94,22 @@ impl StatusSocket {
     /// # Errors
     /// If a living process answers there, or the directory is not writable.
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
-        if is_taken(path) {
-            anyhow::bail!(
+        match UnixFace::bind(path, 0o600) {
+            Ok(face) => Ok(Self(face)),
+            Err(UnixError::Taken) => anyhow::bail!(
                 "another process answers on {}: stop it, or give this one its own dataDir (a snapshotter: --root)",
                 path.display()
-            );
-        }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error)
-                    .with_context(|| format!("cannot replace the old socket {}", path.display()));
+            ),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot listen on the status socket {}", path.display()))
             }
-            _ => {}
         }
-        let listener = UnixListener::bind(path)
-            .with_context(|| format!("cannot listen on the status socket {}", path.display()))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned() })
     }
 
     /// Serves `GET /status` until `shutdown`, then removes the socket.
     pub async fn serve(self, answers: Arc<dyn Answers>, shutdown: CancellationToken) {
         let connections = TaskTracker::new();
-        while let Some(Ok((stream, _))) = shutdown.run_until_cancelled(self.listener.accept()).await {
+        while let Some(Ok(stream)) = shutdown.run_until_cancelled(self.0.accept()).await {
             let answers = Arc::clone(&answers);
             connections.spawn(serve_one(stream, shutdown.clone(), move |request| {
                 let answers = Arc::clone(&answers);
@@ -153,12 +128,6 @@ impl StatusSocket {
         }
         connections.close();
         connections.wait().await;
-    }
-}
-
-impl Drop for StatusSocket {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -218,6 +187,8 @@ pub async fn fetch_status(socket: &Path) -> anyhow::Result<Status> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     struct Fixed;

@@ -5,20 +5,21 @@
 //!   `pantala status --output json` prints), `/metrics`, `/log-level`, and `PUT /log-level` with a level as its body. Go's
 //!   profiles under `/debug/pprof` have no equal here, and whoever asks for them is told so.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{Answers, Reply, not_found, reply, serve_one};
+use crate::unix::UnixFace;
 
 /// Connections of one face at once; more wait to be accepted.
 const CONNECTIONS: usize = 32;
@@ -32,16 +33,7 @@ const METRICS_MODE: u32 = 0o660;
 /// Where somebody listens.
 enum Listener {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, _file: SocketFile },
-}
-
-/// A socket's file, which goes with it.
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
+    Unix(UnixFace),
 }
 
 /// The faces that a configuration wants, bound: whatever is wrong with an address is told at the start.
@@ -109,19 +101,7 @@ fn unix(path: &Path, mode: u32) -> anyhow::Result<Listener> {
     if let Some(dir) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir)?;
     }
-    if crate::admin::is_taken(path) {
-        bail!("another process answers there");
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(stat) if std::os::unix::fs::FileTypeExt::is_socket(&stat.file_type()) => {
-            std::fs::remove_file(path)?;
-        }
-        Ok(_) => bail!("what lies there is no socket"),
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    Ok(Listener::Unix { listener, _file: SocketFile(path.to_owned()) })
+    Ok(Listener::Unix(UnixFace::bind(path, mode)?))
 }
 
 /// One connection.
@@ -133,7 +113,7 @@ impl Listener {
     async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
         Ok(match self {
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
-            Self::Unix { listener, .. } => Box::new(listener.accept().await?.0),
+            Self::Unix(face) => Box::new(face.accept().await?),
         })
     }
 }
@@ -215,6 +195,8 @@ async fn set_level(request: Request<Incoming>) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpStream, UnixStream};
 

@@ -15,6 +15,7 @@ mod out;
 mod ports;
 mod status;
 mod supervised;
+mod unix;
 mod watchdog;
 
 use std::io::Write as _;

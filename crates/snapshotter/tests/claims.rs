@@ -195,6 +195,15 @@ impl Lab {
         Self { dir, world, containerd, gone, running: Some(running), stop, client, require_proof }
     }
 
+    /// Each one's registry has the layers that its image claims.
+    fn serve(&self, honest: &[Blob], liar: &[Blob]) {
+        for (reference, blobs) in [(HONEST, honest), (LIAR, liar)] {
+            for blob in blobs {
+                self.world.serve(reference, blob.claimed.layer, &blob.bytes);
+            }
+        }
+    }
+
     async fn stop(&mut self) {
         self.stop.cancel();
         self.running.take().unwrap().stopped().await.unwrap();
@@ -337,10 +346,7 @@ async fn the_true_layers_take_the_place_of_the_liars_and_stay_there() {
     let _turn = ALONE.write().await;
     let mut lab = Lab::start(false).await;
     let (honest, liar) = two_layers();
-    for (honest, liar) in honest.iter().zip(&liar) {
-        lab.world.serve(HONEST, honest.claimed.layer, &honest.bytes);
-        lab.world.serve(LIAR, liar.claimed.layer, &liar.bytes);
-    }
+    lab.serve(&honest, &liar);
     let top = lab.pull(LIAR, &claimed(&liar)).await;
     // Alone it may run on what it brought, and goes on with that.
     let mounts = lab.client.prepare("default/3/liar", &top).await.unwrap();
@@ -372,9 +378,8 @@ async fn a_true_digest_with_a_false_table_of_contents_is_a_lie_too() {
     let (honest, mut liar) = two_layers();
     for (honest, liar) in honest.iter().zip(&mut liar) {
         liar.claimed.layer = honest.claimed.layer;
-        lab.world.serve(HONEST, honest.claimed.layer, &honest.bytes);
-        lab.world.serve(LIAR, honest.claimed.layer, &liar.bytes);
     }
+    lab.serve(&honest, &liar);
     let top = lab.pull(LIAR, &claimed(&liar)).await;
     lab.pull(HONEST, &claimed(&honest)).await;
     assert_eq!(lab.sees_at_last("victim", &top).await, shown(&honest[1].claimed));
@@ -389,12 +394,11 @@ async fn an_image_that_does_not_name_its_table_of_contents_is_told_by_its_bytes(
     let _turn = ALONE.read().await;
     let mut lab = Lab::start(false).await;
     let (mut honest, liar) = two_layers();
-    for (honest, liar) in honest.iter_mut().zip(&liar) {
+    for honest in &mut honest {
         // Nothing in its manifest tells of a table of contents.
         honest.claimed.toc = None;
-        lab.world.serve(HONEST, honest.claimed.layer, &honest.bytes);
-        lab.world.serve(LIAR, liar.claimed.layer, &liar.bytes);
     }
+    lab.serve(&honest, &liar);
     let top = lab.pull(LIAR, &claimed(&liar)).await;
     lab.pull(HONEST, &claimed(&honest)).await;
     let seen = lab.sees_at_last("victim", &top).await;
@@ -413,9 +417,8 @@ async fn an_ordinary_image_gets_a_copy_that_can_be_mounted() {
     for ((honest, liar), who) in honest.iter_mut().zip(&mut liar).zip(["lower", "upper"]) {
         *honest = ordinary(who);
         liar.claimed.diff_id = honest.claimed.diff_id;
-        lab.world.serve(HONEST, honest.claimed.layer, &honest.bytes);
-        lab.world.serve(LIAR, liar.claimed.layer, &liar.bytes);
     }
+    lab.serve(&honest, &liar);
     let top = lab.pull(LIAR, &claimed(&liar)).await;
     lab.pull(HONEST, &claimed(&honest)).await;
     let seen = lab.sees_at_last("victim", &top).await;
@@ -440,10 +443,7 @@ async fn a_conflict_is_settled_when_the_image_comes_and_nobody_waits_for_it() {
     let _turn = ALONE.read().await;
     let mut lab = Lab::start(false).await;
     let (honest, liar) = two_layers();
-    for (honest, liar) in honest.iter().zip(&liar) {
-        lab.world.serve(HONEST, honest.claimed.layer, &honest.bytes);
-        lab.world.serve(LIAR, liar.claimed.layer, &liar.bytes);
-    }
+    lab.serve(&honest, &liar);
     lab.pull(LIAR, &claimed(&liar)).await;
     lab.pull(HONEST, &claimed(&honest)).await;
     let handle = lab.running.as_ref().unwrap().handle();

@@ -18,7 +18,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -177,6 +177,33 @@ fn print_logs(dir: &Path) {
             println!("{}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
         }
     }
+}
+
+/// The `main` of a program called `name`: `outside` first does what needs the machine's own network, then the same
+/// program runs once more in a cage, as `inside`. The exit code is the caged one's.
+pub fn main(
+    name: &str,
+    outside: impl FnOnce() -> Result<()>,
+    inside: impl FnOnce(&Cage) -> Result<ExitCode>,
+) -> ExitCode {
+    let result = match Cage::current() {
+        Some(cage) => inside(&cage),
+        None => again(outside),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{name}: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn again(outside: impl FnOnce() -> Result<()>) -> Result<ExitCode> {
+    if let Some(reason) = Needs::Containers.missing() {
+        bail!("{reason}");
+    }
+    outside()?;
+    let again: Vec<_> = std::env::args_os().skip(1).collect();
+    let status = run_self(&again)?;
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
 }
 
 /// Runs this program again, caged, with `arguments`, on this process's own terminal.

@@ -51,6 +51,13 @@ pub fn image(cache: &Path, say: &dyn Fn(&str)) -> Result<Image> {
     Ok(Image::from_layers(layers, &run_config()))
 }
 
+/// Makes both images of this module, so that they lie in the cache; says what it does.
+pub fn prepare() -> Result<()> {
+    let say = |line: &str| eprintln!("{line}");
+    image(&super::cache(), &say)?;
+    large(&super::cache(), &say).map(drop)
+}
+
 /// Makes the image of one large layer, a whole Debian with Python and its tools, or takes it from `cache`.
 pub fn large(cache: &Path, say: &dyn Fn(&str)) -> Result<Image> {
     let dir = cache.join(format!("large-{SUITE}-{}-{LARGE_RECIPE}", architecture()));

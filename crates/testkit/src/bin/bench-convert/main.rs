@@ -15,7 +15,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use testkit::cage::{self, Cage, Needs};
+use testkit::cage::{self, Cage};
 use testkit::containerd::Containerd;
 use testkit::image::{self, Image, python};
 use testkit::net::{Host, Network};
@@ -52,27 +52,7 @@ const HUGE_TIMES: usize = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = match Cage::current() {
-        None => outside(),
-        Some(cage) => inside(&cage, &arguments),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("bench-convert: {error:#}");
-        ExitCode::FAILURE
-    })
-}
-
-/// What needs the machine's own network, then the same program in a cage.
-fn outside() -> Result<ExitCode> {
-    if let Some(reason) = Needs::Containers.missing() {
-        bail!("{reason}");
-    }
-    let say = |line: &str| eprintln!("{line}");
-    python::image(&image::cache(), &say)?;
-    python::large(&image::cache(), &say)?;
-    let again: Vec<_> = std::env::args_os().skip(1).collect();
-    let status = cage::run_self(&again)?;
-    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
+    cage::main("bench-convert", python::prepare, |cage| inside(cage, &arguments))
 }
 
 fn inside(cage: &Cage, arguments: &Arguments) -> Result<ExitCode> {

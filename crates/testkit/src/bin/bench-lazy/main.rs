@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use testkit::cage::{self, Cage, Needs};
+use testkit::cage::{self, Cage};
 use testkit::image::python;
 use testkit::net::Network;
 use testkit::node::Pantala;
@@ -76,27 +76,7 @@ const TIMEOUT: Duration = Duration::from_millis(1100);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = match Cage::current() {
-        None => outside(),
-        Some(cage) => inside(&cage, &arguments),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("bench-lazy: {error:#}");
-        ExitCode::FAILURE
-    })
-}
-
-/// What needs the machine's own network, then the same program in a cage.
-fn outside() -> Result<ExitCode> {
-    if let Some(reason) = Needs::Containers.missing() {
-        bail!("{reason}");
-    }
-    let say = |line: &str| eprintln!("{line}");
-    python::image(&testkit::image::cache(), &say)?;
-    python::large(&testkit::image::cache(), &say)?;
-    let again: Vec<_> = std::env::args_os().skip(1).collect();
-    let status = cage::run_self(&again)?;
-    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
+    cage::main("bench-lazy", python::prepare, |cage| inside(cage, &arguments))
 }
 
 fn inside(cage: &Cage, arguments: &Arguments) -> Result<ExitCode> {
